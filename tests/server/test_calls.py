@@ -246,10 +246,16 @@ OTHER = {"type": "function", "function": {"name": "g"}}
         ({"tools": [FUNCTION], "tool_choice": OTHER}, "tool_choice"),
         ({"tools": [FUNCTION], "guided_grammar": 'start: "a"'}, "guided_grammar"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
-        ({"messages": [*MESSAGES, {"role": "user", "content": 5}]}, "messages[1]"),
-        ({"messages": [*MESSAGES, {"content": "x"}]}, "messages[1]"),
-        ({"messages": [{"role": "assistant", "tool_calls": CUT}]}, "messages[0].tool_calls[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0]",
+        ),
+        ({"messages": [*MESSAGES, {"role": "user", "content": 5}]}, "messages[1].content"),
+        ({"messages": [*MESSAGES, {"content": "x"}]}, "messages[1].role"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": CUT}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(

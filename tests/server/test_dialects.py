@@ -248,26 +248,6 @@ def test_a_messages_conversation_as_a_chat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "input"),
-        ({"input": []}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
-        ({"input": [{"role": "wizard", "content": "x"}]}, "input.0.role"),
-        ({"input": [{"type": ["x"]}]}, "input.0.type"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
-        ({"input": "x", "previous_response_id": "r"}, "previous_response_id"),
-        ({"input": "x", "background": True}, "background"),
-        ({"input": "x", "tool_choice": "required"}, "tool_choice"),
-        ({"input": "x", "temperature": 1e9}, "temperature"),
-    ],
-)
-def test_responses_refused(client: openai.OpenAI, body: object, param: str) -> None:
-    answer = httpx.post(url(client, "/v1/responses"), json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
-@pytest.mark.parametrize(
     ("body", "named"),
     [
         ({"messages": [{"role": "user", "content": "x"}]}, "max_tokens"),

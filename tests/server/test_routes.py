@@ -59,34 +59,6 @@ def test_a_unit_vector_is_rounded_once() -> None:
     assert not unit(np.zeros(3, np.float32)).any()
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/v1/embeddings", {"input": ""}, "input"),
-        ("/v1/embeddings", {"input": []}, "input"),
-        ("/v1/embeddings", {"input": [10**9]}, "input"),
-        ("/v1/embeddings", {"input": "x", "dimensions": 10**9}, "dimensions"),
-        ("/v1/embeddings", {"input": "x", "encoding_format": "int8"}, "encoding_format"),
-        ("/generate", {}, "text"),
-        ("/generate", {"text": "x", "input_ids": [5]}, "text"),
-        ("/generate", {"input_ids": []}, "input_ids"),
-        ("/generate", {"text": "x", "sampling_params": {"regex": "("}}, "regex"),
-        ("/generate", {"text": "x", "sampling_params": {"structural_tag": "t"}}, "structural_tag"),
-        ("/v1/completions", {"prompt": [True]}, "prompt"),
-        ("/v1/completions", {"prompt": "x", "max_tokens": "5"}, "max_tokens"),
-        ("/generate", {"text": "x", "sampling_params": {"top_p": 9}}, "top_p"),
-        ("/tokenize", {}, "prompt"),
-        ("/detokenize", {"tokens": "x"}, "tokens"),
-    ],
-)
-def test_refusals_name_the_field(
-    client: openai.OpenAI, path: str, body: object, param: str
-) -> None:
-    answer = post(client, path, body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
-
-
 def test_generate_gives_tokens_log_probabilities_and_experts(
     client: openai.OpenAI, alone: Model
 ) -> None:

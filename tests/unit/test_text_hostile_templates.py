@@ -107,6 +107,13 @@ def test_endless_templates_are_stopped(impatient, name):
     assert render_chat(ECHO, USER) == "hello"
 
 
+def test_messages_that_take_a_template_too_long_are_named(impatient):
+    each = "{% for a in range(40) %}{% for b in range(9000) %}{% endfor %}{% endfor %}"
+    source = "{% for m in messages %}" + each + "{% endfor %}"
+    with pytest.raises(UsageError, match=r"^messages\S*: .* within 0.5 s"):
+        render_chat(source, USER * 999)
+
+
 SILENT = [
     "{{ '{0.__class__.__init__}'.format(namespace()) }}",
     "{{ ''['__class__'] }}",

@@ -6,6 +6,7 @@ else; so a receipt that holds the grammar can be checked.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -94,7 +95,7 @@ class Grammars:
 
         matcher, seconds = _with_deep_stack(compiled)
         if matcher.is_error():
-            raise UsageError(" ".join(matcher.get_error().split())[:300])
+            raise UsageError(_reason(matcher.get_error()))
         if seconds > FIRST_SECONDS:
             raise UsageError(f"its first step takes more than {FIRST_SECONDS} s")
         return matcher
@@ -114,6 +115,16 @@ class Grammars:
                     eos_token=sorted(self.ends),
                 )
             return self._library
+
+
+def _reason(error: str) -> str:
+    """What the library says of a grammar, on a line: without its excerpts of what it was given,
+    which is not what a client wrote."""
+    if error.startswith("NoExtensionBias"):
+        return "a rule or a schema that leads back to itself before anything is written"
+    said = re.split(r"\n *\d+ \| |\n<", error)[0]
+    said = re.sub(r"at \d+\(\d+\): (failed to compile JSON schema: )?| Enable '.*", "", said)
+    return " ".join(said.split())[:300]
 
 
 def _with_deep_stack(work: Callable[[], T]) -> T:

@@ -182,7 +182,7 @@ class Model(ScoringModel):
         """The ids of :meth:`chat_ids`, and the text that the template wrote."""
         own: Mapping[str, Any] = {} if chat_template_kwargs is None else chat_template_kwargs
         instance("chat_template_kwargs", own, Mapping, "variables of the template")
-        taken = ("messages", "tools", "documents", "most", "tokenizer")
+        taken = ("messages", "tools", "documents", "tokenizer")
         for name in own:
             if not isinstance(name, str) or name in taken:
                 raise wrong("chat_template_kwargs", "variables of the template", name)
@@ -191,7 +191,6 @@ class Model(ScoringModel):
             messages,
             tools=tools,
             documents=documents,
-            most=self.context,
             **own,
         )
 

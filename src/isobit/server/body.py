@@ -6,27 +6,30 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
-from isobit.server.errors import BodyTooLarge, BodyTooSlow, ClientGone
+from isobit.server.errors import WORDS, BodyTooLarge, BodyTooSlow, ClientGone
+from isobit.server.request.prompts import RequestBody
 
 MOST_BYTES = 16 << 20
 BODY_SECONDS = 60.0  # until it is there
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=RequestBody)
 Result = TypeVar("Result")
 
 
 async def read(request: Request, kind: type[Body]) -> Body:
-    """What was asked.
+    """What was asked; what is refused from here on is refused in its words.
 
     Raises ValidationError for what it must not be, BodyTooLarge, BodyTooSlow, ClientGone.
     """
     data = await body_of(request)
     if len(data) < 1 << 16:
-        return kind.model_validate_json(data)
-    return await asyncio.to_thread(kind.model_validate_json, data)
+        asked = kind.model_validate_json(data)
+    else:
+        asked = await asyncio.to_thread(kind.model_validate_json, data)
+    request.scope[WORDS] = asked.words
+    return asked
 
 
 async def body_of(request: Request) -> bytes:

@@ -17,6 +17,10 @@ from starlette.responses import JSONResponse, Response
 from isobit.errors import IsobitError, UsageError
 from isobit.runtime.scheduler import QueueFull
 
+WORDS = "isobit.words"
+"""Where in a request's ASGI scope the interface's names are of what the engine and the chats that
+other interfaces are made into call otherwise."""
+
 # Parts of a place in a body that name a way to read it and no field: "str", "list[int]".
 _KIND = re.compile(r".*[\[\](){}].*|(constrained-)?(str|int|float)|bool|none|dict|[A-Z]\w*")
 _ANTHROPIC = {
@@ -77,13 +81,10 @@ def answer(request: Request, error: Exception) -> Response:
     """The answer that tells of an error. Of a fault in the server it says no more than that."""
     status, headers = 500, None  # type: int, Mapping[str, str] | None
     kind, param, code = "server_error", None, None
-    message = client_message(error)
     if isinstance(error, ValidationError):
-        first = _nearest(error)
-        names = [str(part) for part in first["loc"] if not _KIND.fullmatch(str(part))]
-        param = ".".join(names) or "body"
-        status, kind, message = 400, "invalid_request_error", f"{param}: {first['msg']}"
-    elif isinstance(error, HTTPException):
+        error = _of_field(error)
+    message = client_message(error)
+    if isinstance(error, HTTPException):
         status, kind, headers = error.status_code, "invalid_request_error", error.headers
         asked = f"{request.method} {request.scope['path']}"
         message = f"path: expected a route of /openapi.json, got {asked!r:.90}"
@@ -96,10 +97,39 @@ def answer(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
     elif isinstance(error, UsageError):
         status, kind = _STATUS.get(type(error), 400), "invalid_request_error"
-        param = message.split(":", maxsplit=1)[0].split(maxsplit=1)[0]
+        field, colon, rest = message.partition(":")
+        field = in_words(field, request.scope.get(WORDS, {}))
+        if _for_anthropic(request):
+            field = re.sub(r"\[(\d+)\]", r".\1", field)
+        else:
+            field = re.sub(r"\.(\d+)(?!\w)", r"[\1]", field)
+        message, param = f"{field}{colon}{rest}", re.split("[: ]", field)[0]
         if "(the context)" in message or "(the KV cache)" in message:
             code = "context_length_exceeded"
     return refusal(request, status, message, kind, param, code, headers)
+
+
+def in_words(field: str, words: Mapping[str, str]) -> str:
+    """What an error calls a field, in the words of an interface.
+
+    One that has another name has other indices, too: ``messages[3]`` may be no message there.
+    """
+
+    def word(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"{words[name]}: {name}" if " " in name else words[name]  # no field but a thing
+
+    return re.sub(rf"(?<![\w.])({'|'.join(words) or '(?!)'})(?![\w.])(\[\S*)?", word, field)
+
+
+def _of_field(error: ValidationError) -> UsageError:
+    """The same of one field, by its name."""
+    first = _nearest(error)
+    names = [str(part) for part in first["loc"] if not _KIND.fullmatch(str(part))]
+    said = first["msg"].removeprefix("Value error, ")
+    if "recursion limit" in said:
+        said = "expected at most 200 lists and objects within one another, found more"
+    return UsageError(f"{'.'.join(names) or 'body'}: {said}")
 
 
 def _nearest(error: ValidationError) -> ErrorDetails:
@@ -126,9 +156,13 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error's body in the shape of the interface that was asked."""
-    if is_anthropic(request.scope["path"]) or "anthropic-version" in request.headers:
+    if _for_anthropic(request):
         return JSONResponse(anthropic_body(message, _ANTHROPIC.get(status)), status, headers)
     return JSONResponse(error_body(message, kind, param, code), status, headers)
+
+
+def _for_anthropic(request: Request) -> bool:
+    return is_anthropic(request.scope["path"]) or "anthropic-version" in request.headers
 
 
 def is_anthropic(path: str) -> bool:

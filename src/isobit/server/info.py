@@ -14,7 +14,7 @@ from isobit import __version__
 from isobit.errors import UsageError
 from isobit.server.body import read
 from isobit.server.errors import ShuttingDown, answer, refusal
-from isobit.server.request.chat import prepared
+from isobit.server.request.chat import counted
 from isobit.server.request.fields import ChatRequest, DetokenizeRequest, TokenizeRequest
 from isobit.server.service import Service
 
@@ -77,7 +77,7 @@ class Info:
             raise UsageError("prompt: expected it or messages, one of them")
         if asked.messages is not None:
             chat = ChatRequest.model_validate(asked.model_dump(exclude={"prompt"}))
-            ids = (await prepared(model, chat)).prompt
+            ids = await counted(model, chat)
         else:
             special = asked.add_special_tokens
             ids = await asyncio.to_thread(

@@ -52,8 +52,9 @@ class Renderer:
 
         Raises:
             UsageError: the template refuses the messages, or they do not fit into JSON.
-            TemplateFailed: the template is damaged or cannot render this.
-            ModelRefused: it is hostile, or takes too much time or memory.
+            TemplateFailed: the template is damaged or hostile, or cannot render this, or not within
+                time and memory.
+            ModelRefused: it is too long.
             BackendUnavailable: the process cannot be started.
         """
         if len(template) > MAX_TEMPLATE:
@@ -66,9 +67,8 @@ class Renderer:
             raise UsageError(f"messages: expected what JSON can hold: {error}") from None
         reply = self._ask(request)
         if reply is None:
-            raise ModelRefused(
-                f"chat template: expected it to render within {self._seconds:g} s and "
-                f"{self._megabytes} MB, found that it does not"
+            raise TemplateFailed(
+                f"it does not render within {self._seconds:g} s and {self._megabytes} MB"
             )
         if "rejected" in reply:
             raise UsageError(f"chat template: it refuses these messages: {reply['rejected']}")

@@ -105,13 +105,12 @@ def chat_prompt(
     add_generation_prompt: bool = True,
     tools: Sequence[Any] | None = None,
     documents: Sequence[Any] | None = None,
-    most: int | None = None,
     **variables: Any,
 ) -> ChatPrompt:
     """A chat's text and its token ids; only the template makes control tokens, never a message.
 
     Uses the template of the model's file, else CHATML. Arguments and errors are those of
-    ``render_chat``; a chat of more than ``most`` tokens is a UsageError, too.
+    ``render_chat``.
     """
     vocabulary = tokenizer.vocabulary
     context = template_variables(
@@ -133,9 +132,7 @@ def chat_prompt(
             ids.append(piece)
         else:
             plain = piece.translate(back)
-            ids += tokenizer.encode(plain, special=False, bos=False, most=most)
-        if most is not None and len(ids) > most:
-            raise UsageError(f"prompt: expected at most {most} tokens (the context), got more")
+            ids += tokenizer.encode(plain, special=False, bos=False)
     if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
         ids.insert(0, vocabulary.bos_id)
     return ChatPrompt(ids, rendering.text)

@@ -151,5 +151,5 @@ def one(rng: random.Random) -> str:
         assert SECRET not in text and "root:x:0" not in text and "<module" not in text, text[:200]
         return "rendered"
     tokens = tokenizer(source) if len(source) < 1000 else tokenizer("x")
-    assert all(0 <= i < tokens.vocab_size for i in encode_chat(tokens, said, most=4096))
+    assert all(0 <= i < tokens.vocab_size for i in encode_chat(tokens, said))
     return "encoded"

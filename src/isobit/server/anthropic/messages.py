@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,9 +15,10 @@ from isobit.errors import UsageError
 from isobit.server.answer.answers import Answers
 from isobit.server.anthropic.message_blocks import MessageWriter
 from isobit.server.body import read
-from isobit.server.request.chat import prepared
+from isobit.server.request.chat import counted, prepared
+from isobit.server.request.conversation import checked_arguments, checked_name
 from isobit.server.request.fields import MOST_STOPS, ChatRequest, Stop
-from isobit.server.request.prompts import RequestBody, WholeNumber
+from isobit.server.request.prompts import RequestBody, WholeNumber, of_prompt
 from isobit.server.service import Service
 
 Block = dict[str, Any]
@@ -41,6 +43,18 @@ class CountRequest(RequestBody):
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
 
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Those of the chat that it becomes, whose messages and tools are counted otherwise."""
+        chat = {
+            "messages": "messages",
+            "chat template": "messages",
+            "tools": "tools",
+            "response_format": "output_format" if self.output_format else "output_config.format",
+            "stop": "stop_sequences",
+        }
+        return chat | of_prompt("messages")
+
     def chat(self) -> ChatRequest:
         """The same as a chat. Raises UsageError for what there is not, ValidationError."""
         return ChatRequest.model_validate(self._chat())
@@ -53,13 +67,15 @@ class CountRequest(RequestBody):
             messages += _messages(turn, f"messages.{i}")
         if messages[-1]["role"] == "assistant":
             raise UsageError("messages: expected the user's at the end, got the assistant's")
-        thinking = (self.thinking or {}).get("type", "disabled") != "disabled"
+        thinking = (self.thinking or {}).get("type", "disabled")
+        if not isinstance(thinking, str):
+            raise UsageError(f"thinking.type: expected a text, got {thinking!r:.60}")
         body: dict[str, Any] = {
             "messages": messages,
-            "enable_thinking": thinking,
+            "enable_thinking": thinking != "disabled",
             "response_format": self._format(),
         }
-        functions = [_function(tool) for tool in self.tools or () if "input_schema" in tool]
+        functions = [_function(t) for i, t in enumerate(self.tools or ()) if _is_own(t, i)]
         choice = self.tool_choice or {}
         if not functions and choice.get("type", "auto") not in ("auto", "none"):
             raise UsageError("tool_choice: expected tools with an input_schema, got none")
@@ -73,8 +89,10 @@ class CountRequest(RequestBody):
 
     def _format(self) -> dict[str, Any] | None:
         asked = self.output_format or (self.output_config or {}).get("format")
-        if not isinstance(asked, dict):
+        if not asked:
             return None
+        if not isinstance(asked, dict):
+            raise UsageError(f"output_config.format: expected an object, got {asked!r:.60}")
         schema = {"name": "answer", "schema": asked.get("schema"), "strict": True}
         return {"type": asked.get("type"), "json_schema": schema}
 
@@ -110,8 +128,10 @@ def _messages(turn: Turn, place: str) -> list[dict[str, Any]]:
             call = block.get("tool_use_id")
             results.append({"role": "tool", "tool_call_id": call, "content": content})
         elif kind == "tool_use" and turn.role == "assistant":
-            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-            function = {"name": block.get("name"), "arguments": arguments}
+            arguments = checked_arguments(block.get("input"), f"{at}.input")
+            name = checked_name(block.get("name"), f"{at}.name")
+            said = json.dumps(arguments, ensure_ascii=False)
+            function = {"name": name, "arguments": said}
             call = {"id": block.get("id"), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif kind == "thinking" and turn.role == "assistant":
@@ -140,6 +160,13 @@ def _text(content: object, place: str) -> str:
             raise UsageError(f"{place}: expected text, got {kind!r:.60}")
         texts.append(text)
     return "".join(texts)
+
+
+def _is_own(tool: dict[str, Any], i: int) -> bool:
+    """Whether a client runs it; those that Anthropic would run have a type."""
+    if "input_schema" not in tool and tool.get("type", "custom") == "custom":
+        raise UsageError(f"tools.{i}.input_schema: expected a schema, got none")
+    return "input_schema" in tool
 
 
 def _function(tool: dict[str, Any]) -> dict[str, Any]:
@@ -185,5 +212,5 @@ class Messages:
     async def count(self, request: Request) -> Response:
         """``POST /v1/messages/count_tokens``: the length of the prompt."""
         asked = await read(request, CountRequest)
-        ready = await prepared(self._service.model, asked.chat())
-        return JSONResponse({"input_tokens": len(ready.prompt)})
+        ids = await counted(self._service.model, asked.chat())
+        return JSONResponse({"input_tokens": len(ids)})

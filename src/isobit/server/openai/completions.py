@@ -51,7 +51,7 @@ class Completions:
         """``POST /v1/completions``: what follows a text, or several."""
         asked = await read(request, CompletionRequest)
         service, logprobs, echo = self._service, asked.logprobs, bool(asked.echo)
-        ids = await encoded(service.model, asked.prompts(), "prompt")
+        ids = await encoded(service.model, asked.prompts())
         texts = [service.model.detokenize(i) for i in ids for _ in range(asked.n or 1) if echo]
         shape = CompletionShape(service.model.tokenizer, logprobs=logprobs is not None, echo=texts)
         chat, most = await held(service.model, asked), asked.most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,14 @@ from isobit.runtime.tokens import Generation
 from isobit.runtime.wakeup import LoopWaker
 from isobit.server.body import read, unless_gone
 from isobit.server.errors import ShuttingDown
-from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, encoded, listed
+from isobit.server.request.prompts import (
+    Prompt,
+    RequestBody,
+    WholeNumber,
+    encoded,
+    listed,
+    of_prompt,
+)
 from isobit.server.service import Service
 
 MOST_INPUTS = 2048
@@ -35,6 +43,11 @@ class EmbeddingRequest(RequestBody):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: WholeNumber | None = Field(None, ge=1)
     """So many of the vector, the first, made a unit vector again."""
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """A prompt is an input here."""
+        return of_prompt("input")
 
 
 class Embeddings:
@@ -59,7 +72,7 @@ class Embeddings:
         n = model.config.hidden if asked.dimensions is None else asked.dimensions
         if n > model.config.hidden:
             raise UsageError(f"dimensions: expected at most {model.config.hidden}, got {n}")
-        ids = await encoded(model, listed(asked.input, "input", MOST_INPUTS), "input")
+        ids = await encoded(model, listed(asked.input, MOST_INPUTS))
         states = await unless_gone(request, self._states(ids))
         data = [
             {"object": "embedding", "index": i, "embedding": _written(unit(state[:n]), asked)}

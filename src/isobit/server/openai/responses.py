@@ -5,9 +5,10 @@ Nothing is stored: each request carries its whole conversation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,12 +18,12 @@ from isobit.server.answer.answers import Answers
 from isobit.server.body import read
 from isobit.server.openai.response_items import ResponseWriter
 from isobit.server.openai.response_tools import KINDS, Offer, arguments_of, joined, offers
-from isobit.server.request.chat import prepared
+from isobit.server.request.chat import counted, prepared
+from isobit.server.request.conversation import checked_arguments, checked_name
 from isobit.server.request.fields import ChatRequest
-from isobit.server.request.prompts import RequestBody, WholeNumber
+from isobit.server.request.prompts import SAMPLING, RequestBody, WholeNumber, of_prompt
 from isobit.server.service import Service
 
-_STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
 _CALLS = ("function_call", "custom_tool_call")
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -57,6 +58,26 @@ class ResponseRequest(RequestBody):
     chat_template_kwargs: dict[str, Any] | None = None
     isobit_receipt: bool = False
 
+    @field_validator("previous_response_id", "conversation", "prompt", "background")
+    @classmethod
+    def _stores_nothing(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("expected none: this server stores nothing")
+        return value
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Those of the chat that it becomes, whose messages and tools are counted otherwise."""
+        chat = {
+            "messages": "input",
+            "chat template": "input",
+            "tools": "tools",
+            "response_format": "text.format",
+            "reasoning_effort": "reasoning.effort",
+            "max_tokens": "max_output_tokens",
+        }
+        return chat | of_prompt("input") | SAMPLING
+
     @property
     def own_tools(self) -> list[dict[str, Any]]:
         """The tools that a client runs, wherever they stand."""
@@ -73,9 +94,6 @@ class ResponseRequest(RequestBody):
 
     def chat(self) -> ChatRequest:
         """The same as a chat. Raises UsageError for what there is not, ValidationError."""
-        for name in _STATEFUL:
-            if getattr(self, name):
-                raise UsageError(f"{name}: expected none: this server stores nothing")
         body: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("temperature", "top_p", "top_k", "min_p", "seed", "isobit_receipt")
@@ -100,7 +118,9 @@ class ResponseRequest(RequestBody):
 
     def _format(self) -> dict[str, Any] | None:
         asked = (self.text or {}).get("format")
-        if not isinstance(asked, dict) or asked.get("type") in (None, "text"):
+        if not isinstance(asked, dict | None):
+            raise UsageError(f"text.format: expected an object, got {asked!r:.60}")
+        if not asked or asked.get("type") in (None, "text"):
             return None
         if asked["type"] == "json_schema":
             schema = {name: value for name, value in asked.items() if name != "type"}
@@ -173,6 +193,8 @@ def _take(turn: dict[str, Any], item: dict[str, Any], kind: str, place: str) -> 
     else:
         custom = kind == "custom_tool_call"
         arguments = arguments_of(item.get("input")) if custom else item.get("arguments")
+        checked_arguments(arguments, f"{place}.arguments")
+        checked_name(item.get("name"), f"{place}.name")
         function = {"name": _known_by(item), "arguments": arguments}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         turn.setdefault("tool_calls", []).append(call)
@@ -229,9 +251,8 @@ class Responses:
     async def count(self, request: Request) -> Response:
         """``POST /v1/responses/input_tokens``: the length of the prompt."""
         asked = await read(request, ResponseRequest)
-        ready = await prepared(self._service.model, asked.chat())
-        count = {"object": "response.input_tokens", "input_tokens": len(ready.prompt)}
-        return JSONResponse(count)
+        ids = await counted(self._service.model, asked.chat())
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
 
     def _echo(self, asked: ResponseRequest, chat: ChatRequest) -> dict[str, Any]:
         """What an answer repeats of the request."""

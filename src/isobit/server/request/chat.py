@@ -69,9 +69,21 @@ class Chat:
 async def prepared(model: Model, asked: ChatRequest) -> Chat:
     """Everything of it that can be refused is refused here: UsageError, naming the field."""
     form, choice = asked_format(asked), _choice(asked)
+    n = len(asked.messages)
+    if n > model.context:  # each becomes a token at least, and a template takes long over many
+        raise UsageError(
+            f"messages: expected at most {model.context} tokens (the context), got {n} or more, "
+            "one for each message"
+        )
     chat = await asyncio.to_thread(begun, model, asked)
     pattern = await pattern_of(model, form, chat.thinking, chat.dialect, choice)
     return replace(chat, pattern=pattern)
+
+
+async def counted(model: Model, asked: ChatRequest) -> list[int]:
+    """The ids of its prompt, which may be longer than the context. Raises UsageError."""
+    asked_format(asked)
+    return (await asyncio.to_thread(begun, model, asked)).prompt
 
 
 def begun(model: Model, asked: ChatRequest) -> Chat:
@@ -98,11 +110,6 @@ async def held(model: Model, asked: Common) -> Chat:
 
 
 def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:
-    n = len(asked.messages)
-    if n > model.context:  # each becomes a token at least, and a template takes long over many
-        raise UsageError(
-            f"messages: expected at most {model.context} tokens (the context), got {n} messages"
-        )
     messages = normalised(asked.messages)
     tools = offered(asked.tools or ()) if choice.mode != "none" else None
     if not knows(template, "tool_calls"):

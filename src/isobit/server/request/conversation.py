@@ -27,17 +27,20 @@ def normalised(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str):
-        raise UsageError(f"{where}: expected a role, got {role!r:.60}")
+        raise UsageError(f"{where}.role: expected a text, got {role!r:.60}")
     found = {key: value for key, value in message.items() if value is not None}
-    found |= {"role": _ROLES.get(role, role), "content": _text(message.get("content"), where)}
+    found |= {
+        "role": _ROLES.get(role, role),
+        "content": _text(message.get("content"), f"{where}.content"),
+    }
     if (old := found.pop("function_call", None)) is not None:
         found.setdefault("tool_calls", [{"function": old}])
     calls = found.pop("tool_calls", None)
     if not isinstance(calls, list | None):
-        raise UsageError(f"{where}: expected tool_calls to be a list, got {calls!r:.60}")
+        raise UsageError(f"{where}.tool_calls: expected a list, got {calls!r:.60}")
     if calls:
         found["tool_calls"] = [
-            _call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)
+            _call(call, f"{where}.tool_calls[{n}].function") for n, call in enumerate(calls)
         ]
     for name in ("reasoning", "reasoning_content"):
         if not isinstance(found.get(name, ""), str):  # some clients' own, in parts
@@ -49,8 +52,8 @@ def _text(content: object, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise UsageError(f"{where}: expected content as text or its parts, got {content!r:.60}")
-    return "\n".join(_part(part, where) for part in content)
+        raise UsageError(f"{where}: expected a text or its parts, got {content!r:.60}")
+    return "\n".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
 
 
 def _part(part: object, where: str) -> str:
@@ -59,27 +62,39 @@ def _part(part: object, where: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else part
     text = part.get(_TEXTS.get(str(kind), "")) if isinstance(part, Mapping) else None
     if not isinstance(text, str):
-        raise UsageError(f"{where}: expected parts of text alone, found {kind!r:.60}")
+        raise UsageError(f"{where}: expected a part with text, found {kind!r:.60}")
     return text
 
 
 def _call(call: object, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
-        raise UsageError(f"{where}: expected a call of a function, got {call!r:.60}")
-    name, arguments = function.get("name"), function.get("arguments")
+        raise UsageError(f"{where}: expected a name and arguments, got {call!r:.60}")
+    name = checked_name(function.get("name"), f"{where}.name")
+    arguments = checked_arguments(function.get("arguments"), f"{where}.arguments")
+    said = json.dumps(arguments, ensure_ascii=False)
+    function = {**function, "name": name, "arguments": said}
+    return {**call, "type": "function", "function": function}
+
+
+def checked_name(name: object, where: str) -> str:
+    """The name of a function that was called. Raises UsageError."""
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: expected the name of a function, got {name!r:.60}")
+    return name
+
+
+def checked_arguments(arguments: object, where: str) -> Mapping[str, Any]:
+    """Arguments of a call, which may be a text of JSON. Raises UsageError."""
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments, strict=False)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: expected arguments in JSON, got: {error}") from None
+            raise UsageError(f"{where}: expected JSON, got: {error}") from None
     arguments = arguments or {}
     if not isinstance(arguments, Mapping):
-        raise UsageError(f"{where}: expected arguments as an object, got {arguments!r:.60}")
-    said = json.dumps(arguments, ensure_ascii=False)
-    return {**call, "type": "function", "function": {**function, "arguments": said}}
+        raise UsageError(f"{where}: expected an object, got {arguments!r:.60}")
+    return arguments
 
 
 def systems_first(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:

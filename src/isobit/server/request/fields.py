@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from isobit.arguments import wholes
 from isobit.errors import UsageError
 from isobit.runtime.generation import checked_sampling
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, listed
+from isobit.server.request.prompts import (
+    SAMPLING,
+    Prompt,
+    RequestBody,
+    WholeNumber,
+    listed,
+    of_prompt,
+)
 
 MOST_CHOICES = 128
 MOST_STOPS = 64
@@ -88,9 +97,11 @@ class Common(SamplingFields):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def ends(self, model: Model) -> frozenset[int]:
-        """The tokens that end an answer."""
+        """The tokens that end an answer. Raises UsageError for those that there are not."""
         own = frozenset() if self.ignore_eos else model.stop_ids
-        return own.union(self.stop_token_ids or ())
+        return own.union(
+            wholes("stop_token_ids", self.stop_token_ids or (), 0, model.config.vocab - 1)
+        )
 
     @property
     def usage_at_end(self) -> bool:
@@ -112,6 +123,14 @@ class ChatRequest(Common):
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """A prompt is made of messages here."""
+        words = of_prompt("messages") | SAMPLING | {"chat template": "messages"}
+        if self.max_completion_tokens is not None:
+            words["max_tokens"] = "max_completion_tokens"
+        return words
 
     @property
     def most(self) -> int | None:
@@ -156,7 +175,12 @@ class CompletionRequest(Common):
             raise UsageError("suffix: expected none: not implemented")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise UsageError(f"best_of: expected n, which is {self.n or 1}, got {self.best_of}")
-        return listed(self.prompt, "prompt", MOST_CHOICES)
+        return listed(self.prompt, MOST_CHOICES)
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Those of its prompt."""
+        return of_prompt("prompt") | SAMPLING
 
 
 class TokenizeRequest(RequestBody):
@@ -168,11 +192,23 @@ class TokenizeRequest(RequestBody):
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
 
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Those of a chat, or of a text."""
+        if self.messages is None:
+            return of_prompt("prompt")
+        return of_prompt("messages") | {"chat template": "messages"}
+
 
 class DetokenizeRequest(RequestBody):
     """``/detokenize``."""
 
     tokens: list[int]
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Ids are tokens here."""
+        return {"token id": "tokens"}
 
 
 def _or(value: float | None, default: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -15,6 +16,20 @@ class RequestBody(BaseModel):
     """The body of a request. Fields that it does not have are ignored; true is no number."""
 
     model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """Fields as the engine calls them, and their names here, where these are others."""
+        return {}
+
+
+def of_prompt(field: str) -> dict[str, str]:
+    """The words of errors about what a prompt consists of."""
+    return dict.fromkeys(("prompt", "text", "token id"), field)
+
+
+SAMPLING = {"repeat_penalty": "repetition_penalty"}
+"""The words of errors about how tokens are chosen."""
 
 
 def _whole(value: object) -> object:
@@ -30,36 +45,28 @@ _SHORT = 500
 Prompt = str | list[int] | list[str] | list[list[int]]
 
 
-def listed(prompt: Prompt, field: str, most: int) -> list[str | list[int]]:
+def listed(prompt: Prompt, most: int) -> list[str | list[int]]:
     """One or more. Raises UsageError for none and for more than ``most``."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise UsageError(f"{field}: expected at least one token, got none")
+        raise UsageError("prompt: expected at least one token, got none")
     if isinstance(prompt[0], int):
         return [prompt]
     if len(prompt) > most:
-        raise UsageError(f"{field}: expected at most {most}, got {len(prompt)}")
+        raise UsageError(f"prompt: expected at most {most}, got {len(prompt)}")
     return list(prompt)
 
 
-async def encoded(model: Model, prompts: list[str | list[int]], field: str) -> list[list[int]]:
-    """The ids of each; special tokens in a text are recognised. Raises UsageError, with the field.
+async def encoded(model: Model, prompts: list[str | list[int]]) -> list[list[int]]:
+    """The ids of each; special tokens in a text are recognised. Raises UsageError.
 
     All are checked before the first is run.
     """
 
     def ids(prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            prompt = model.tokenizer.encode(prompt, special=True, most=model.context)
-        return model.checked(prompt)
+        return model.checked(model.tokenize(prompt) if isinstance(prompt, str) else prompt)
 
-    try:
-        if sum(map(len, prompts)) <= _SHORT:
-            return [ids(prompt) for prompt in prompts]
-        return await asyncio.to_thread(lambda: [ids(prompt) for prompt in prompts])
-    except UsageError as error:
-        what, _, rest = str(error).partition(":")
-        if what in ("prompt", "token id", "text"):
-            raise UsageError(f"{field}:{'' if what == 'prompt' else f' {what}:'}{rest}") from None
-        raise
+    if sum(map(len, prompts)) <= _SHORT:
+        return [ids(prompt) for prompt in prompts]
+    return await asyncio.to_thread(lambda: [ids(prompt) for prompt in prompts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -22,7 +22,15 @@ from isobit.server.errors import error_body
 from isobit.server.parsing.events import Finish, Usage, gathered
 from isobit.server.request.chat import held
 from isobit.server.request.fields import MOST_CHOICES, Common, SamplingFields
-from isobit.server.request.prompts import Prompt, RequestBody, WholeNumber, encoded, listed
+from isobit.server.request.prompts import (
+    SAMPLING,
+    Prompt,
+    RequestBody,
+    WholeNumber,
+    encoded,
+    listed,
+    of_prompt,
+)
 from isobit.server.service import Service
 
 
@@ -53,7 +61,7 @@ class GenerateRequest(RequestBody):
     input_ids: list[int] | list[list[int]] | None = None
     sampling_params: GenerateSampling = Field(default_factory=GenerateSampling.model_construct)
     return_logprob: bool = False
-    logprob_start_len: int = -1
+    logprob_start_len: Annotated[int, Field(ge=-1)] = -1
     """From here on the prompt's tokens are measured too; -1: none of them."""
     top_logprobs_num: Annotated[int, Field(ge=0, le=20)] = 0
     return_text_in_logprobs: bool = False
@@ -61,6 +69,19 @@ class GenerateRequest(RequestBody):
     stream: bool = False
     rid: str | None = None
     isobit_receipt: bool = False
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """How tokens are chosen stands in an object of its own, under names of its own."""
+        params = self.sampling_params
+        inside = {name: name for name in type(params).model_fields} | SAMPLING
+        inside |= {"grammar": "ebnf", "max_tokens": "max_new_tokens"}
+        if params.sampling_seed is not None:
+            inside["seed"] = "sampling_seed"
+        words = {name: f"sampling_params.{own}" for name, own in inside.items()}
+        return words | of_prompt(
+            "input_ids" if self.text is None and self.input_ids is not None else "text"
+        )
 
 
 class Generate:
@@ -82,14 +103,13 @@ class Generate:
         if asked.return_routed_experts and not model.config.is_moe:
             raise UsageError("return_routed_experts: expected a mixture of experts, got none")
         common = params.common(receipt=asked.isobit_receipt)
-        field = "text" if asked.input_ids is None else "input_ids"
         prompt: Prompt = asked.input_ids or asked.text or []
-        prompts = listed(prompt, field, MOST_CHOICES)
+        prompts = listed(prompt, MOST_CHOICES)
         answers = Answers(
             self._service,
             request,
             common,
-            await encoded(model, prompts, field),
+            await encoded(model, prompts),
             most=params.max_new_tokens,
             logprobs=asked.top_logprobs_num if asked.return_logprob else None,
             echo=asked.return_logprob and asked.logprob_start_len >= 0,
