@@ -53,7 +53,7 @@ def serve(a):
         sockets = bound("127.0.0.1", a.port)
         with Service(model, limits=Limits(512, running=a.streams)) as service:
             listen(sockets)
-            run(service, sockets, 1.0)
+            run(service, sockets, 1.0, print)
 
 
 def spent(pid):

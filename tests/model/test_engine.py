@@ -412,12 +412,12 @@ def test_logits_that_are_not_finite_end_one_generation(
 
 def test_the_queue_is_bounded(engine: Engine, heldout: list[int]) -> None:
     before = engine.scheduler.limits
-    engine.limit(Limits(running=2, waiting=2))
-    generations = [engine.submit(heldout[:5], 2, Sampling()) for _ in range(2)]
+    engine.limit(Limits(running=2, waiting=1))
+    generations = [engine.submit(heldout[:5], 2, Sampling()) for _ in range(3)]
     with pytest.raises(QueueFull):
         engine.submit(heldout[:5], 2, Sampling())
     assert len(engine.model.generate([heldout[:5]] * 9, max_tokens=2)) == 9  # waits
-    assert [len(list(g)) for g in generations] == [2, 2]
+    assert [len(list(g)) for g in generations] == [2, 2, 2]
     engine.limit(before)
 
 

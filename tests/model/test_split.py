@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +15,7 @@ import pytest
 
 from isobit.backends.base import HIDDEN, Batch, Wanted
 from isobit.backends.cpu import CpuBackend
+from isobit.backends.distributed import parts
 from isobit.backends.distributed.parts import PartsBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
@@ -284,3 +288,13 @@ def test_shares_are_checked(shares: tuple[int, ...]) -> None:
     w = of_file(sample_path())
     with pytest.raises(UsageError, match="expert_shares: expected"):
         split(w.graph, 0, 2, shares=shares)
+
+
+def test_a_part_whose_caller_has_ended_says_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        n = theirs.fileno()
+        command = [sys.executable, "-m", parts.__name__, str(n), "0"]
+        done = subprocess.run(command, pass_fds=[n], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,6 +1,8 @@
 """``isobit batch``: every row once, whoever is killed; the answers are the server's."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 
 from isobit.cli import main
 from isobit.server.service import Service
+from tests.helpers.command import ended, piped
 from tests.server.stopping import WRITE, kill_when_it_stops, stopping
+from tests.server.test_server import wait_for
 
 BACKEND = ["--backend", "cpu", "--context", "1024"]
 
@@ -63,6 +67,16 @@ def test_answers_are_the_servers(
         assert choice["isobit_receipt"]["sampling"]["seed"] == row["body"]["seed"]
 
 
+def test_a_row_of_many_choices_is_answered_whatever_runs_at_once(tmp_path: Path) -> None:
+    rows = write(tmp_path / "in", 2)
+    for row in rows:
+        row["body"] |= {"n": 66, "max_tokens": 1}  # more than run at once beside one
+    (tmp_path / "in").write_text("\n".join(map(json.dumps, rows)))
+    args = ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *BACKEND, "--at-once", "1"]
+    assert main(args) == 0
+    assert [len(a["body"]["choices"]) for a in answers(tmp_path / "out").values()] == [66, 66]
+
+
 def test_a_killed_batch_goes_on(tmp_path: Path) -> None:
     write(tmp_path / "in", 60, max_tokens=24)
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -82,6 +96,20 @@ def test_a_killed_batch_goes_on(tmp_path: Path) -> None:
     ]
     assert len(texts[0]) == 60
     assert texts[0] == texts[1]
+
+
+def test_ctrl_c_says_how_far_it_got(tmp_path: Path) -> None:
+    write(tmp_path / "in", 300, max_tokens=200)
+    out = tmp_path / "out"
+    command = ["batch", str(tmp_path / "in"), "-o", str(out), *BACKEND, "--at-once", "2"]
+    with piped(command) as (process, _, stderr):
+        wait_for(lambda: out.exists() and b"\n" in out.read_bytes())
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        said = stderr.read().decode()
+        assert ended(process) == 130
+    n = len(answers(out))
+    assert said.endswith(f"isobit: interrupted after {n} of 300 rows; start it again to go on\n")
 
 
 def test_an_altered_answer_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

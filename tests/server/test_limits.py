@@ -3,9 +3,12 @@
 import json
 import logging
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,8 +23,9 @@ from isobit.runtime import detokenizer as pieces
 from isobit.runtime.model import Model
 from isobit.runtime.tokens import Generation
 from isobit.server import body as incoming
-from isobit.server import guard
+from isobit.server import guard, serving
 from isobit.server.answer import answers, choices
+from isobit.server.app import build
 from isobit.server.openai import embeddings
 from isobit.server.request.fields import Common
 from isobit.server.service import Service
@@ -282,26 +286,70 @@ def ready(base: str) -> bool:
 LONG = {"prompt": PROMPT, "max_tokens": 1000, "stream": True, "ignore_eos": True, "n": 32}
 
 
-def test_sigterm_lets_what_runs_end_or_tells_it() -> None:
-    with process("--grace", "0") as (running, base):
-        with httpx.stream("POST", f"{base}/v1/completions", json=LONG, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            running.send_signal(signal.SIGTERM)
-            rest = [line for line in lines if line]
-        assert "the server is shutting down" in rest[-1]
-        assert running.wait(60) == 0
+def ends_well(running: subprocess.Popen[str]) -> str:
+    """What it said; nothing of it is a fault."""
+    assert running.wait(60) == 0
+    assert running.stderr is not None
+    said = running.stderr.read()
+    assert re.fullmatch(r"(isobit: .*\n|a stream ends: the server is shutting down\n)*", said), said
+    return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_runs_may_end_before_the_server_does(number: signal.Signals) -> None:
     with process("--grace", "60") as (running, base):
         body = LONG | {"n": 1, "max_tokens": 200}
         with httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
-            running.send_signal(signal.SIGTERM)
+            running.send_signal(number)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
-        assert running.wait(60) == 0
-        assert running.stderr is not None
-        assert "Traceback" not in running.stderr.read()
+        assert "1 request may go on for 60 s; another Ctrl-C ends it now" in ends_well(running)
+
+
+@pytest.mark.parametrize("replicas", [[], ["--replicas", "1"]], ids=["server", "front"])
+def test_a_server_that_ends_says_so_and_a_second_ctrl_c_does_not_wait(replicas: list[str]) -> None:
+    with process("--grace", "600", *replicas) as (running, base):
+        with httpx.stream("POST", f"{base}/v1/completions", json=LONG, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            running.send_signal(signal.SIGINT)
+            wait_for(lambda: httpx.get(f"{base}/ready").status_code == 503)  # and not: refused
+            refused = httpx.post(f"{base}/v1/completions", json=LONG)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert refused.headers["connection"] == "close"
+            running.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert "the server is shutting down" in rest[-1]
+        ends_well(running)
+
+
+def test_a_reader_that_stops_reading_does_not_keep_the_server(
+    monkeypatch: pytest.MonkeyPatch, alone: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "_TELLING", 0.2)
+    with socket.socket() as listener, Service(alone, name="m") as service:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = serving.prepared(service, build(service), 0, caplog.messages.append)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        body = json.dumps({"prompt": PROMPT, "max_tokens": 900, "n": 64, "stream": True}).encode()
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(listener.getsockname())
+            s.sendall(head("/v1/completions", len(body)) + body)
+            wait_for(lambda: any(c.transport.get_write_buffer_size() for c in connections(server)))
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join(60)
+            assert not thread.is_alive()
+    assert "Traceback" not in caplog.text
+    assert "ASGI" not in caplog.text
+
+
+def connections(server: serving.Server) -> list[Any]:
+    return list(server.server_state.connections)
 
 
 def test_killed_and_started_again_it_serves() -> None:

@@ -314,8 +314,28 @@ def test_keys_and_queue(alone: Model) -> None:
             assert httpx.get(url(client, "/health"), headers={"authorization": wrong}).is_error
         for right in ({"authorization": "bearer secret"}, {"x-api-key": "secret"}):
             assert httpx.get(url(client, "/health"), headers=right).is_success
-        with pytest.raises(openai.RateLimitError) as caught, service.engine.turn():
-            client.completions.create(model="m", prompt=PROMPT, n=8, max_tokens=100)
+        ask = {"model": "m", "prompt": PROMPT, "max_tokens": 9}
+        with service.engine.turn():  # no pass runs, so nothing leaves the queue
+            first = client.completions.create(**ask, n=2, stream=True)
+            with pytest.raises(openai.RateLimitError, match="2 requests wait") as caught:
+                client.completions.create(**ask)
         assert caught.value.response.headers["retry-after"] == "1"
-        wait_for(lambda: not service.engine.scheduler.blocks.held)
-        assert client.completions.create(model="m", prompt=PROMPT, max_tokens=1).choices
+        assert [c.finish_reason for piece in first for c in piece.choices].count("length") == 2
+        assert len(client.completions.create(**ask, n=2).choices) == 2
+
+
+@pytest.mark.parametrize("waiting", [1, 3])
+def test_what_the_queue_never_takes_is_refused_with_the_number(alone: Model, waiting: int) -> None:
+    most = 1 + waiting
+    with serve(alone, name="m", limits=Limits(running=1, waiting=waiting)) as (_, client):
+        ask = {"model": "m", "prompt": PROMPT, "max_tokens": 1}
+        for more in ({"n": most}, {"n": most, "best_of": most}, {"prompt": [PROMPT] * most}):
+            assert len(client.completions.create(**ask | more).choices) == most
+        for more in ({"n": most + 1}, {"prompt": [PROMPT] * (most + 1)}):
+            said = (
+                f"at most {most} choices in all .1 at once and --waiting {waiting}., got {most + 1}"
+            )
+            with pytest.raises(openai.BadRequestError, match=said):
+                client.completions.create(**ask | more)
+        inputs = ["x"] * (2 * most + 1)  # as many at once as fit
+        assert len(client.embeddings.create(model="m", input=inputs).data) == len(inputs)

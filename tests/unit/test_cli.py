@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -443,3 +444,31 @@ def test_devices_says_that_the_matrix_unit_is_refused(
     monkeypatch.setattr("isobit.backends.cpu._cpu.refused_unit", lambda: True)
     assert main(["devices", "--json"]) == 0
     assert "(the system refuses AMX)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("twice", "code"), [(False, 0), (True, -signal.SIGINT)])
+def test_a_coroutine_ends_what_it_began_and_a_second_ctrl_c_the_process(
+    twice: bool, code: int
+) -> None:
+    script = f"""
+import asyncio, os, signal
+from isobit.cli import event_loop
+
+async def main():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        if {twice}:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        raise asyncio.CancelledError("after 3 rows")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    event_loop.run(main())
+except KeyboardInterrupt as stop:
+    assert str(stop) == "after 3 rows"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (code, b"")

@@ -260,8 +260,7 @@ class Arrivals(RuleBasedStateMachine):
         except UsageError:
             assert request.pages_needed > self.world.scheduler.blocks.total
         except QueueFull:
-            limit = self.world.scheduler.limits.waiting
-            assert len(self.world.scheduler.waiting) == limit
+            assert len(self.world.arrived) == self.world.scheduler.limits.requests
         return request
 
     @rule(request=consumes(requests))
@@ -413,7 +412,7 @@ def test_logits_of_a_prompt_come_in_parts() -> None:
 
 
 def test_what_cannot_fit_is_refused_and_a_full_queue_says_so() -> None:
-    w = world(pages=2, waiting=2)
+    w = world(pages=2, running=1, waiting=1)
     with pytest.raises(UsageError, match="at most 128 positions"):
         w.add(Request([1] * 100, 40))
     w.add(Request([1] * 100, 29))  # 100 + 28 are run

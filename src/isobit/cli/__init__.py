@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None, *, interruptible: bool = False) -> i
         say(str(error) if isinstance(error, GateFailed) else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt as stop:
+        if interruptible:  # the end is near: another ends it where it is, without a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         say(f"interrupted {stop}".rstrip())
         return INTERRUPTED
     except BrokenPipeError:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from isobit.backend_names import BACKENDS, VARIANTS
-from isobit.cli import argtypes, options, say, tools
+from isobit.cli import argtypes, event_loop, options, say, tools
 from isobit.cli.output import bar, busy, count
 from isobit.errors import GateFailed, UsageError
-from isobit.runtime.scheduler import Limits
 from isobit.verify.receipt import Receipt, replay
 
 
@@ -99,13 +98,13 @@ def main(args: argparse.Namespace) -> None:
     path = Path(args.prompts)
     rows = batch.read_rows(path)
     if args.ray:
-        asyncio.run(_on_ray(args, path, rows))
+        event_loop.run(_on_ray(args, path, rows))
         return
     with options.open_model(args, args.context) as model:
-        limits = Limits.of(model.engine, args.at_once)
+        limits = batch.limits_of(model.engine, args.at_once)
         with Service(model, limits=limits) as service:
             ask = partial(batch.post, build(service))
-            answered = asyncio.run(_answer(args, path, rows, ask, service.fingerprint))
+            answered = event_loop.run(_answer(args, path, rows, ask, service.fingerprint))
         bits = model.engine.activation_bits
     if args.audit:
         _audit(args, answered, bits)
@@ -130,15 +129,19 @@ async def _answer(
             done += 1
             advance(done, len(rows))
 
-        await batch.run(
-            ask,
-            path,
-            rows,
-            answered,
-            at_once=args.at_once * workers,
-            receipts=not args.no_receipts,
-            step=step,
-        )
+        try:
+            await batch.run(
+                ask,
+                path,
+                rows,
+                answered,
+                at_once=args.at_once * workers,
+                receipts=not args.no_receipts,
+                step=step,
+            )
+        except asyncio.CancelledError:
+            far = f"after {done:,} of {count(len(rows), 'row')}"
+            raise asyncio.CancelledError(f"{far}; start it again to go on") from None
     failed = [i for i in known if answered.done[i] != 200]
     print(f"{count(len(rows), 'row')} answered in {args.output}, {len(failed)} of them refused")
     return answered

@@ -6,7 +6,7 @@ import secrets
 import signal
 from collections.abc import Sequence
 
-from isobit.cli import options, say
+from isobit.cli import event_loop, options, say
 from isobit.errors import UsageError
 
 
@@ -70,7 +70,7 @@ def _run(
 
                     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, roll)
                 front = Front(replicas, key, api_key, args.origin)
-                server = prepared(front, front.app(), args.grace)
+                server = prepared(front, front.app(), args.grace, say)
                 listen(sockets)
                 say(f"{len(replicas.all)} replicas: {address(args.host, sockets)}/v1")
                 await server.serve(sockets)
@@ -78,4 +78,4 @@ def _run(
             if processes is not None:
                 await processes.stop()
 
-    asyncio.run(serve())
+    event_loop.run(serve())

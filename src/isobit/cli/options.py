@@ -218,7 +218,7 @@ def add_server(group: argparse._ActionsContainer) -> None:
         type=argtypes.at_least(0),
         default=10,
         metavar="SECONDS",
-        help="what runs may go on for so long after SIGTERM (default: %(default)s)",
+        help="what runs may go on for so long after SIGTERM or Ctrl-C (default: %(default)s)",
     )
 
 

@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> None:
             say(f"{together} answers at once, of up to {tokens:,} tokens together")
             if page:
                 say(f"a page to talk with it: {at}/")
-            run(service, sockets, args.grace)
+            run(service, sockets, args.grace, say)
 
 
 def _prepare(model: Model) -> None:

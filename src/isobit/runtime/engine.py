@@ -197,10 +197,7 @@ class Engine(PassLock):
             try:
                 return self.submit(*args, **settings)
             except QueueFull:
-                self.advance(self._has_room)
-
-    def _has_room(self) -> bool:
-        return len(self.scheduler.waiting) < self.scheduler.limits.waiting
+                self.advance(lambda: self.scheduler.has_room)
 
     def start(self) -> None:
         """Run passes in a thread, until :meth:`stop`; nothing if there is one already."""

@@ -45,7 +45,6 @@ class PassCosts(Protocol):
         """Of generations with so many tokens of prompts beside them, [n], the first without; None
         if nobody knows yet."""
 
-
     def sure(self, tokens: int) -> bool:
         """Whether passes of so many tokens, prompts among them, ran often enough."""
 

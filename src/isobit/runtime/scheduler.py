@@ -63,7 +63,7 @@ class Limits:
     running: int = 64
     """Most requests in a pass."""
     waiting: int = 1024
-    """Most requests that wait."""
+    """Most requests that wait, beside as many as may run."""
     steady: bool = False
     """See :attr:`isobit.runtime.prefill_budget.PrefillBudget.steady`."""
 
@@ -73,6 +73,11 @@ class Limits:
         running = max(cls.running, engine.max_sequences)
         most = max(engine.chunk, running)
         return cls(most, running=running, waiting=waiting, steady=steady)
+
+    @property
+    def requests(self) -> int:
+        """Most requests that run or wait: so many are taken where there are none yet."""
+        return self.running + self.waiting
 
     def __post_init__(self) -> None:
         """Refuse what would starve a request."""
@@ -124,8 +129,8 @@ class Scheduler:
                 f"prompt and max_tokens: expected at most {room} positions (the KV cache), got "
                 f"{len(request.prompt) + request.max_tokens}"
             )
-        if len(self.waiting) >= self.limits.waiting:
-            raise QueueFull(f"queue: {self.limits.waiting} requests wait already: try again later")
+        if not self.has_room:
+            raise QueueFull(f"queue: {len(self.waiting)} requests wait already: try again later")
         self.waiting.append(request)
 
     def finish(self, request: Request) -> None:
@@ -238,6 +243,12 @@ class Scheduler:
         blocks = self.blocks
         waits = len(self.running), len(self.waiting)
         return Load(*waits, blocks.held, blocks.cached, blocks.free)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more. Those that have just come wait for the next pass, and may all
+        be in it: what could run at once does not count as waiting."""
+        return len(self.running) + len(self.waiting) < self.limits.requests
 
     @property
     def promised(self) -> int:

@@ -91,8 +91,10 @@ def answer(request: Request, error: Exception) -> Response:
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         headers = {"retry-after": "1"}
-    elif isinstance(error, (ShuttingDown, NoReplica)):
+    elif isinstance(error, NoReplica):
         status, headers = 503, {"retry-after": "5"}
+    elif isinstance(error, ShuttingDown):  # who asks again should not come by this connection
+        status, headers = 503, {"retry-after": "5", "connection": "close"}
     elif isinstance(error, ClientGone):
         return Response(status_code=499)
     elif isinstance(error, UsageError):

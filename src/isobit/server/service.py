@@ -47,8 +47,8 @@ class Service:
         self._engine = model.generations
         if limits is not None:
             self._engine.limit(limits)
-        limits = self._engine.scheduler.limits
-        self.most_inside = limits.running + limits.waiting + _BESIDE
+        self.limits = self._engine.scheduler.limits
+        self.most_inside = self.limits.requests + _BESIDE
         """Requests that are answered at the same time; more are told to come again."""
         self.created = int(time.time())
         bits = model.engine.activation_bits

@@ -7,9 +7,10 @@ import gc
 import resource
 import signal
 import socket
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Protocol
 
 import uvicorn
@@ -20,6 +21,9 @@ from isobit.server.service import Service
 from isobit.server.wire import ChunkWriter, Http
 
 _TELLING = 5.0  # seconds in which streams that are cut can be told
+_LOOK = 0.1  # seconds until a second signal is noticed
+Say = Callable[[str], None]
+"""Shows a line to whoever started it."""
 
 
 class Serving(Protocol):
@@ -32,37 +36,54 @@ class Serving(Protocol):
 
 
 class Server(uvicorn.Server):
-    """Answers until it is told to end; then what runs may go on for a while, and no more begins."""
+    """Answers until SIGINT or SIGTERM; then what runs may go on for a while, and no more begins."""
 
-    def __init__(self, service: Serving, config: uvicorn.Config, grace: float) -> None:
+    def __init__(self, service: Serving, config: uvicorn.Config, grace: float, say: Say) -> None:
         super().__init__(config)
         self._service = service
         self._grace = grace
+        self._say = say
+        self._hurry = False
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """The first signal begins the end, which is no failure; a second SIGINT does not wait for
+        who is being answered, a third for nothing."""
+        if self.should_exit and sig == signal.SIGINT:
+            self._hurry = True
+            signal.signal(sig, signal.SIG_DFL)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the door, wait, then end the generations that are left: their streams say so."""
+        """Wait for what is being answered, then end the generations that are left: their streams
+        say so. Until then the door is open: whoever comes is told to ask elsewhere."""
         self._service.draining = True
-        ending = asyncio.create_task(self._end())
-        try:
-            await super().shutdown(sockets)
-        finally:
-            ending.cancel()
-
-    async def _end(self) -> None:
-        await asyncio.sleep(self._grace)
+        until = time.monotonic() + self._grace
+        running = set(self.server_state.tasks)
+        if running:
+            what = f"{len(running)} {'request' if len(running) == 1 else 'requests'}"
+            self._say(f"{what} may go on for {self._grace:g} s; another Ctrl-C ends it now")
+        while running and not self._hurry and time.monotonic() < until:
+            running = (await asyncio.wait(running, timeout=_LOOK))[1]
         await self._service.end()
+        asyncio.get_running_loop().call_later(_TELLING, self._cut)
+        await super().shutdown(sockets)
+
+    def _cut(self) -> None:
+        """Leave those who do not read what they are told."""
+        for connection in self.server_state.connections:
+            connection.transport.abort()
 
 
-def run(service: Service, sockets: Sequence[socket.socket], grace: float) -> None:
+def run(service: Service, sockets: Sequence[socket.socket], grace: float, say: Say) -> None:
     """Serve until SIGINT or SIGTERM, at sockets that listen."""
-    server = prepared(service, build(service), grace)
+    server = prepared(service, build(service), grace, say)
     # The model and the modules stay: to look through them for garbage stops every stream for long.
     gc.collect()
     gc.freeze()
     server.run(list(sockets))
 
 
-def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
+def prepared(service: Serving, app: ASGIApp, grace: float, say: Say) -> Server:
     """A server, to be run in the thread that calls this."""
     with suppress(OSError, ValueError):  # a client that says nothing takes a file of these
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -72,9 +93,5 @@ def prepared(service: Serving, app: ASGIApp, grace: float) -> Server:
         http=Http,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=int(grace + _TELLING),
     )
-    # uvicorn raises the signals that it saw again when all is done; this one has done its work.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return Server(service, config, grace)
+    return Server(service, config, grace, say)

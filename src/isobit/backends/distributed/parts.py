@@ -168,7 +168,11 @@ def main() -> None:
     import signal  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to end
-    connection = Connection(int(sys.argv[1]))
+    with suppress(EOFError, ConnectionError):  # the caller has ended
+        _answer(Connection(int(sys.argv[1])))
+
+
+def _answer(connection: Connection) -> None:
     path, engine, rank = connection.recv()
     memory = mmap.mmap(int(sys.argv[2]), os.fstat(int(sys.argv[2])).st_size)
     try:
@@ -177,8 +181,7 @@ def main() -> None:
         part = split(weights.graph, rank, engine.parts, path, engine.expert_shares)
         backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))
     except IsobitError as error:
-        with suppress(OSError):  # nobody waits any more
-            connection.send(str(error))
+        connection.send(str(error))
         return
     connection.send(None)
     with suppress(EOFError, OSError, BackendUnavailable):

@@ -69,9 +69,13 @@ class Answers:
         most: tokens of each; None: to the end of the context. logprobs: how many of the most likely
         are wanted beside each token; ``echo``: of the prompt's too. routes: record the experts.
         """
-        n = asked.n or 1
-        if n * len(prompts) > MOST_CHOICES:
-            raise UsageError(f"n: expected at most {MOST_CHOICES} choices in all")
+        n, limits = asked.n or 1, service.limits
+        if n * len(prompts) > (most_choices := min(MOST_CHOICES, limits.requests)):
+            why = f" ({limits.running} at once and --waiting {limits.waiting})"
+            raise UsageError(
+                f"n: expected at most {most_choices} choices in all"
+                f"{why if most_choices < MOST_CHOICES else ''}, got {n * len(prompts)}"
+            )
         self._service = service
         self._n_prompt = sum(map(len, prompts))
         self._began = time.monotonic()

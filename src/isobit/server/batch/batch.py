@@ -21,9 +21,12 @@ from typing import IO, Any
 
 from starlette.types import ASGIApp
 
+from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, FileRefused, UsageError, no_such_file
 from isobit.files import regular
+from isobit.runtime.scheduler import Limits
 from isobit.server.batch.in_process import messages
+from isobit.server.request.fields import MOST_CHOICES
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WITH_RECEIPTS = URLS[:2]
@@ -152,6 +155,11 @@ def _checked(line: bytes, where: str) -> str:
     if body.get("stream"):
         raise FileRefused(f"{where}: body.stream: expected false; a row is written once, whole")
     return str(custom_id)
+
+
+def limits_of(engine: EngineConfig, at_once: int) -> Limits:
+    """Those of a model that answers so many rows at once: all of their choices may wait."""
+    return Limits.of(engine, at_once * MOST_CHOICES)
 
 
 async def run(

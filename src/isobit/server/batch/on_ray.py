@@ -19,9 +19,8 @@ from isobit.backends.distributed.on_ray import connect
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
 from isobit.runtime.model import Model
-from isobit.runtime.scheduler import Limits
 from isobit.server.app import build
-from isobit.server.batch.batch import post
+from isobit.server.batch.batch import limits_of, post
 from isobit.server.service import Service
 from isobit.verify.receipt import Receipt, replay
 
@@ -51,11 +50,11 @@ class About(NamedTuple):
 class Worker:
     """The actor."""
 
-    def __init__(self, model: str, backend: str, engine: EngineConfig, waiting: int) -> None:
+    def __init__(self, model: str, backend: str, engine: EngineConfig, at_once: int) -> None:
         notes: list[str] = []
         try:
             self._model = Model(model, backend, engine, notes.append)
-            limits = Limits.of(engine, waiting)
+            limits = limits_of(engine, at_once)
             self._service = Service(self._model, limits=limits)
             self._service.engine.start()
             self._app = build(self._service)

@@ -92,8 +92,9 @@ class Embeddings:
 
     async def _states(self, prompts: list[list[int]]) -> list[F32]:
         found: list[F32] = []
-        for i in range(0, len(prompts), _AT_ONCE):
-            found += await self._together(prompts[i : i + _AT_ONCE])
+        n = min(_AT_ONCE, self._service.limits.requests)
+        for i in range(0, len(prompts), n):
+            found += await self._together(prompts[i : i + n])
         return found
 
     async def _together(self, prompts: list[list[int]]) -> list[F32]:
