@@ -128,7 +128,7 @@ class Alone:
         arguments = (x, address, weights, 0, 0, 0, norm, eps, y, acts, 0, 0, 0)
         self.launch("ops/norm_quantise", (rows,), arguments, defines)
 
-    def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8):
-        arguments = (ids, tokens, k, experts, order, offset, *groups, columns)
+    def sort_pairs(self, ids, tokens, k, experts, order, offset, groups=(0, 0), columns=8, first=0):
+        arguments = (ids, tokens, k, first, experts, order, offset, *groups, columns)
         blocks, words = top_k.sorting(tokens, experts)
         self.launch("ops/top_k.sort_pairs", (blocks,), arguments, {"PARTS": 1}, shared=4 * words)

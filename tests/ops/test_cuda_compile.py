@@ -110,9 +110,11 @@ def kernels():
             embedding = {**layout.embedding_defines, "PLANES": "2"}
             gpu.asked.add(("ops/embedding", tuple(sorted(embedding.items()))))
     split = {"BOUNDS": "0,1024,2048", "PLANES": "2"}  # by a part of a model
-    for how in ({"WIDE": "256", "LANES": "256", "MOVED": "1"}, FLAGGED):
+    for how in ({"WIDE": "256", "LANES": "256", "MOVED": "1", "BLOCKS": "132"}, FLAGGED):
         gpu.asked.add(("ops/gather", tuple(sorted({**split, **how}.items()))))
     gpu.asked.add(("ops/collect", tuple(sorted(split.items()))))
+    experts = {"BOUNDS": "0,48,128", "BLOCKS": "132", "MOVED": "4"}
+    gpu.asked.add(("ops/gather_experts", tuple(sorted({**split, **experts}.items()))))
     gpu.asked.add(("ops/exchanges", ()))
     gpu.asked.add(("ops/meet", tuple(sorted({**split, "BLOCKS": "132"}.items()))))
     mirrored = {"MIRRORED": "2", "PLANES": "2"}

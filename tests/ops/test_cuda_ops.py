@@ -288,8 +288,10 @@ def test_router(gpu, rng, experts, k, normalise):
 
 def sorted_pairs(ids, experts, columns):
     """What top_k.cu says of the pairs: their order, offsets, and groups of up to ``columns``."""
-    order = np.argsort(ids.reshape(-1), kind="stable")
-    offset = np.array([0, *np.cumsum(np.bincount(ids.reshape(-1), minlength=experts))])
+    here = np.flatnonzero((ids >= 0) & (ids < experts))
+    ids = ids.reshape(-1)[here]
+    order = here[np.argsort(ids, kind="stable")]
+    offset = np.array([0, *np.cumsum(np.bincount(ids, minlength=experts))])
     groups = [
         (e, i, min(columns, offset[e + 1] - i), 0)
         for e in range(experts)
@@ -308,7 +310,7 @@ class Sorted:
     def check(self, ids, columns):
         order, offset, groups = sorted_pairs(ids, self.experts, columns)
         at, get = self.at, self.b.get
-        assert np.array_equal(get(at[0], (self.pairs,), np.int32), order)
+        assert np.array_equal(get(at[0], order.shape, np.int32), order)
         assert np.array_equal(get(at[1], (self.experts + 1,), np.int32), offset)
         assert get(at[3], (1,), np.int32) == len(groups)
         assert np.array_equal(get(at[2], groups.shape, np.int32), groups)
@@ -316,12 +318,16 @@ class Sorted:
 
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(3, 40, 4), (256, 128, 8), (600, 33, 10)])
 def test_sort_pairs(gpu, rng, tokens, experts, k):
-    """A word of tokens, many, and a broken one; experts that nobody chose."""
+    """A word of tokens, many, and a broken one; experts that nobody chose; some of the experts."""
     ids = np.stack([rng.permutation(experts - 1)[:k] for _ in range(tokens)]).astype(np.int32)
-    b = Buffers(gpu)
+    b, ops = Buffers(gpu), Alone(gpu, 2)
     to = Sorted(b, tokens * k, experts)
-    Alone(gpu, 2).sort_pairs(b.put(ids), tokens, k, experts, *to.at[:2], to.at[2:], 24)
+    ops.sort_pairs(at := b.put(ids), tokens, k, experts, *to.at[:2], to.at[2:], 24)
     to.check(ids, 24)
+    first, here = 5, 17
+    to = Sorted(b, tokens * k, here)
+    ops.sort_pairs(at, tokens, k, here, *to.at[:2], to.at[2:], 24, first)
+    to.check(ids - first, 24)
 
 
 @pytest.mark.parametrize(("experts", "k", "groups"), [(160, 8, (5, 3)), (300, 40, (1, 1))])

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ class OneOfSeveral(EmulatedGpu):
         self.known.add(key)
         if "BOUNDS" in (k.get("defines") or {}):
             self._copy = self.rank
-            super().launch(stem, kernel, *a, **k)
+            at_once = kernel == "decode_attn_out"  # any of its blocks may send what one waits for
+            super().launch(stem, kernel, *a, **k | {"cooperative": at_once})
             self._copy = None
         else:
             with _EMULATOR:
@@ -87,9 +89,11 @@ class OneOfSeveral(EmulatedGpu):
         return super().capture(queue)
 
 
-def opened(w: Weights, parts: int, seed: int, planes: int = 2) -> CudaPartsBackend:
+def opened(
+    w: Weights, parts: int, seed: int, planes: int = 2, shares: tuple[int, ...] = ()
+) -> CudaPartsBackend:
     gpus = [OneOfSeveral(seed + r, r) for r in range(parts)]
-    engine = EngineConfig(**vars(ENGINE) | {"parts": parts, "activation_bits": 8 * planes})
+    engine = replace(ENGINE, parts=parts, activation_bits=8 * planes, expert_shares=shares)
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside
     for gpu in gpus:
@@ -122,7 +126,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
-    geometry = Geometry(layers=2, heads=8, kv_heads=4, head_dim=64, experts=4, context=128)
+    geometry = Geometry(layers=2, heads=8, kv_heads=4, head_dim=128, experts=4, context=128)
     path = write_model(tmp_path_factory.mktemp("parts") / "m.gguf", geometry, seed=seed)
     return Weights.from_file(open_model(path))
 
@@ -183,6 +187,30 @@ def test_more_parts(
     for position in range(2):
         batch = ragged(rng, weights.config.vocab, [(position, 1)], pages)
         assert same_bits(split.forward(batch), whole.forward(batch))
+    split.close()
+    whole.close()
+
+
+@pytest.mark.parametrize(
+    ("shares", "planes"), [((3, 1), 2), ((1, 2, 1), 1), ((1, 1, 1, 1), 2), ((1,) * 8, 1)]
+)
+def test_whole_experts(
+    shares: tuple[int, ...], planes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt and steps of one and several rows; parts none of whose experts is chosen."""
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2,)))
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    geometry = Geometry(layers=1, heads=8, kv_heads=4, experts=9, experts_used=3, context=128)
+    w = Weights.from_file(open_model(write_model(tmp_path / "m.gguf", geometry, seed=seed)))
+    whole = CpuBackend(w, replace(ENGINE, activation_bits=8 * planes))
+    split = opened(w, len(shares), seed, planes, shares)
+    steps = batches(np.random.default_rng(seed), w.config.vocab)
+    for batch in (steps[0], *steps[1:3], *steps[4:]):
+        assert same_bits(split.forward(batch), whole.forward(batch))
+    expected, got = shown(whole, steps[0]), shown(split, steps[0])
+    assert ("moe_expert_out", 0) in got
+    assert all(np.array_equal(v, expected[key]) for key, v in got.items())
     split.close()
     whole.close()
 

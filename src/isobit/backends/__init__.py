@@ -128,8 +128,6 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
 
 def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
     """A model over several processes or machines."""
-    if engine.expert_shares and name not in ("auto", "cpu"):
-        raise UsageError(f"expert_shares: expected --backend cpu, got {name}")
     if engine.stages:
         if name != "auto" or engine.parts > 1:
             raise UsageError("stages: expected no backend and no parts beside; stages have theirs")

@@ -18,6 +18,7 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.resident import DeviceRopeTable, KvCache, RecurrentState, Resident
 from isobit.backends.cuda.workspace import (
+    EXPERTS,
     NOT_EXCHANGED,
     PASS,
     ROWS,
@@ -33,7 +34,7 @@ from isobit.backends.cuda.workspace import (
 )
 from isobit.model.graph import Graph, Op, Value, match
 from isobit.numerics import KV_PAGE, RopeTable, Weight
-from isobit.numerics.ops import TOKENS, ExpertMatMul, Gather, MatMul, Shape
+from isobit.numerics.ops import TOKENS, ExpertMatMul, Gather, GatherExperts, MatMul, Shape
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -97,7 +98,7 @@ class Lowering:
         self.sorted: set[Value] = set()
         """Chosen experts whose order a launch reads."""
         self.exchanges: dict[str, Inboxes] = {}
-        """By the rows that gathered values have."""
+        """By the rows that gathered values have, or EXPERTS."""
         self._ops = graph.required.ops
         self._maker = {v: i for i, op in enumerate(self._ops) for v in op.outputs}
         gathers = (op.operation for op in self._ops if isinstance(op.operation, Gather))
@@ -165,16 +166,30 @@ class Lowering:
         bounds = *(ranges[0][0] for ranges in gather.parts), gather.width
         return self._exchange(shape, bounds, gather.rank, words, len(gather.parts) * blocks)
 
+    def exchange_of_experts(self, op: Op) -> Exchange:
+        """The next of rows that each part has of its experts. They have inboxes of their own, as
+        values are plain in each program, and would be taken for words with a number."""
+        gather, shape = op.operation, op.outputs[0].shape
+        assert isinstance(gather, GatherExperts)
+        flags = (len(gather.bounds) - 1) * self.blocks_at_once
+        return self._exchange(shape, gather.bounds, gather.rank, shape.width, flags, EXPERTS)
+
     def _exchange(
-        self, shape: Shape, bounds: tuple[int, ...], rank: int, words: int, flags: int
+        self,
+        shape: Shape,
+        bounds: tuple[int, ...],
+        rank: int,
+        words: int,
+        flags: int,
+        kind: str = "",
     ) -> Exchange:
         """The next of the pass, of values that take so many words of an inbox a row."""
-        parts = len(bounds) - 1
-        if shape.rows not in self.exchanges:
+        parts, kind = len(bounds) - 1, kind or shape.rows
+        if kind not in self.exchanges:
             first, second = (self.fixed("inbox", 0, shape.rows, zero=True) for _ in range(2))
             table = self.fixed("exchanges", 2 * parts + 8, zero=True)
-            self.exchanges[shape.rows] = Inboxes(table, (first, second), parts)
-        found = self.exchanges[shape.rows]
+            self.exchanges[kind] = Inboxes(table, (first, second), parts)
+        found = self.exchanges[kind]
         for slot in found.own:
             slot.words, slot.more = max(slot.words, words), max(slot.more, flags + 3)
         found.sites += 1

@@ -73,7 +73,8 @@ class CudaPartsBackend(Backend):
         try:
             for gpu in self._gpus:
                 gpu.reach([other for other in self._gpus if other is not gpu])
-            self._parts = [split(weights.graph, r, engine.parts) for r in ranks]
+            cut = partial(split, weights.graph, parts=engine.parts, shares=engine.expert_shares)
+            self._parts = [cut(r) for r in ranks]
             mine = [Weights(weights.config, p.graph, weights.file) for p in self._parts]
 
             def least(settings: EngineConfig) -> Headroom:
@@ -128,11 +129,15 @@ class CudaPartsBackend(Backend):
         if tap is None:
             work = [partial(b.compute, batch, wanted, None, None) for b in self._here]
             return self._together(work, size, kind)[0]
-        shows = [partial(traced, b, batch, wanted, stages) for b in self._here]
-        done = self._together(shows, size, (*kind, stages))
-        for key in done[0][1]:
-            tap(*key, self._parts[0].merged(key, [shown[key] for _, shown in done]))
-        return done[0][0]
+        part = self._parts[0]
+        named = None if stages is None else stages | part.beside(stages)
+        shows = [partial(traced, b, batch, wanted, named) for b in self._here]
+        done = self._together(shows, size, (*kind, named))
+        results, here = done[0]
+        for key in here:
+            if stages is None or key[0] in stages:
+                tap(*key, part.merged(key, [shown[key] for _, shown in done], here))
+        return results
 
     def compute_greedy(
         self, tokens: I32, positions: I32, pages: I32, count: int, states: I32 | None

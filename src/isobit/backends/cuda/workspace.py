@@ -17,6 +17,9 @@ PASS, STEPS, STEP, ROWS, MIXED = "pass", "steps", "step", "rows", "mixed"
 so many tokens, of one sequence or of several; any batch of a padded size. All but the first are
 captured: nothing of them may depend on lengths that the host knows."""
 
+EXPERTS = "experts"
+"""Exchanges of rows that each part of a split model has of its experts."""
+
 
 @dataclass(frozen=True)
 class Inputs:

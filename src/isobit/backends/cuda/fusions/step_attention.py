@@ -141,7 +141,9 @@ def _lower(
 
     def make(p: Pass) -> None:
         most = min(g.tiles, tiles_at_once(h, g.gpu, p.tokens))
-        whole = acts.address if most == 1 and merges(h) and not h.gated else None
+        # Where attention gives other parts nothing: those have other heads of the rows.
+        alone = most == 1 and merges(h) and not h.gated and gather is None
+        whole = acts.address if alone else None
         if g.kind == MIXED:
             _attend_cached(g, h, p, of_q, results, most, whole)
         else:

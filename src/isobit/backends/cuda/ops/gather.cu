@@ -1,20 +1,12 @@
 // What each part of a split model has of a value, put together on every part.
 // FLAGGED: of many values, a flag says that all are there that a block sends; else each says so itself, as a
 // word of twice the size (exchange.cuh). Of a vector LANES threads have MOVED values each at a time, for as many
-// vectors as a block of WIDE threads has room for. BLOCKS: at most so many.
-#include "exchange.cuh"
+// vectors as a block of WIDE threads has room for.
+#include "flagged.cuh"
 #include "views.cuh"
 
 constexpr int PARTS = Cut::PARTS, VECTORS = WIDE / LANES;  // that a block has at a time
 constexpr int AHEAD = 4;                                   // reads of a thread that are on their way together
-
-#if MOVED == 4
-typedef float4 Values;
-DEV Values load(const float* from) { return make_float4(from[0], from[1], from[2], from[3]); }
-#else
-typedef float Values;
-DEV Values load(const float* from) { return *from; }
-#endif
 
 // The thread's values of an item of the whole vector's, if a part has them.
 struct WorkItem {
@@ -31,38 +23,12 @@ struct WorkItem {
 };
 
 #ifdef FLAGGED
-constexpr int FLAGS = (PARTS * BLOCKS + 3) / 4 * 4;  // words at the begin of an inbox, [PARTS][BLOCKS]
-DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) {
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-        if (part != e.rank) *reinterpret_cast<Values*>((float*)e.inbox[part] + FLAGS + at) = values;
-}
-// The block's values have been sent; wait for what the same block of the others sends.
-DEV void meet(const Exchange<Cut>& e, Patience& patience) {
-    __syncthreads();
-    int number = int(e.number);
-    if (threadIdx.x == 0) {
-        fence();
-#pragma unroll
-        for (int part = 0; part < PARTS; part++)
-            if (part != e.rank) write_word((int*)e.inbox[part] + e.rank * BLOCKS + blockIdx.x, number);
-    }
-    __syncthreads();  // all flags are on their way before anyone waits
-    int part = threadIdx.x;
-    if (part < PARTS && part != e.rank) {
-        const int* flag = (const int*)e.mine + part * BLOCKS + blockIdx.x;
-        for (int spins = 0; read_word(flag) != number; spins++)
-            if (patience.ended(part, spins)) break;
-        fence();
-    }
-    __syncthreads();
-}
+DEV void send(const Exchange<Cut>& e, int64 at, const Values& values) { send_plain(e, at, values); }
+DEV void meet(const Exchange<Cut>& e, Patience& patience) { meet_flagged(e, patience); }
 struct Arriving {
     Values values;
 
-    DEV void ask(const Exchange<Cut>& e, int64 at) {
-        values = load_fresh(reinterpret_cast<const Values*>((const float*)e.mine + FLAGS + at));
-    }
+    DEV void ask(const Exchange<Cut>& e, int64 at) { values = sent_plain(e, at); }
     DEV Values get(const Exchange<Cut>&, int64, int, Patience&) const { return values; }
 };
 #else

@@ -131,19 +131,19 @@ KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int
                   weights + token * k);
 }
 
-// Pairs (token, rank) ordered by expert, OWN experts a block; every block counts all of them. In that
-// order: as no token has an expert twice, a pair's place is the number of lower tokens that have its
+// Pairs (token, rank) ordered by expert, OWN experts a block; every block counts all of them. Of a split model
+// a part has the experts from `before` on, which count from 0, and leaves out pairs of others. In that order: as no token has an expert twice, a pair's place is the number of lower tokens that have its
 // expert, and each of the block's experts has a bit for each token.
 constexpr int OWN = 8;
 struct Sorter {
     const int* ids;  // [tokens][k]
-    int tokens, k, experts, first, words;
+    int tokens, k, before, experts, first, words;
     int* place;        // shared, an expert each: its pairs, then where they begin
     uint32* chosen;    // shared, an odd number of words an expert of the block
     int* lower;        // the same: bits in words below
 
-    DEV Sorter(const int* ids, int tokens, int k, int experts, int* shared)
-        : ids(ids), tokens(tokens), k(k), experts(experts), first(blockIdx.x * OWN),
+    DEV Sorter(const int* ids, int tokens, int k, int before, int experts, int* shared)
+        : ids(ids), tokens(tokens), k(k), before(before), experts(experts), first(blockIdx.x * OWN),
           words((tokens + WARP - 1) / WARP | 1), place(shared),
           chosen(reinterpret_cast<uint32*>(shared + experts)),
           lower(shared + experts + OWN * words) {}
@@ -162,10 +162,10 @@ struct Sorter {
             int id[MORE];
 #pragma unroll
             for (int i = 0; i < MORE; i++)
-                id[i] = at + i * int(blockDim.x) < n ? ids[at + i * blockDim.x] : -1;
+                id[i] = at + i * int(blockDim.x) < n ? ids[at + i * blockDim.x] - before : -1;
 #pragma unroll
             for (int i = 0; i < MORE; i++)
-                if (id[i] >= 0) f(at + i * blockDim.x, id[i]);
+                if (uint32(id[i]) < uint32(experts)) f(at + i * blockDim.x, id[i]);
         }
     }
     DEV bool own(int id) const { return uint32(id - first) < uint32(OWN); }
@@ -209,10 +209,10 @@ struct Sorter {
 
 // sorted_pairs gets the pairs, expert_offsets where each expert's begin; unless null, groups those of each expert in groups
 // of up to `columns`, and n_groups their number. shared: what Sorter takes.
-KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int experts, int* sorted_pairs, int* expert_offsets,
-                        PairGroup* groups, int* n_groups, int columns) {
+KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int before, int experts, int* sorted_pairs,
+                        int* expert_offsets, PairGroup* groups, int* n_groups, int columns) {
     DYNAMIC_SHARED(int, shared);
-    Sorter sorter(ids, tokens, k, experts, shared);
+    Sorter sorter(ids, tokens, k, before, experts, shared);
     let_next_start();
     sorter.clear();
     wait_for_previous();

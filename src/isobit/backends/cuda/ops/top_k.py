@@ -6,7 +6,7 @@ from isobit.backends.cuda.lowering import WARPS, Defines, Lowering
 from isobit.backends.cuda.ops.groups import GROUPS, expert_columns
 from isobit.backends.cuda.workspace import BufferView, Pass, Slot
 from isobit.model.graph import Op, Value
-from isobit.numerics.ops import TopK
+from isobit.numerics.ops import ExpertMatMul, TopK
 
 _MOST = 64  # chosen, in top_k.cu
 _MOST_EXPERTS = 1024  # threads of a block that sorts
@@ -23,7 +23,8 @@ class SortedPairs:
     sorted_pairs: Slot
     expert_offsets: Slot
     groups: Slot
-    experts: int
+    part: tuple[int, int]
+    """The experts that are here, all or of a part of a split model: first … end - 1."""
     each: int
     """Experts of a token."""
     value: Value
@@ -38,13 +39,25 @@ class SortedPairs:
         assert pairs is not None
         assert offsets is not None
         assert groups is not None
-        below = ids.shape.below or 0
-        return cls(pairs, offsets, groups, below, ids.shape.width, ids, g.places[ids])
+        readers = (op.operation for op in g.readers.get(ids, ()))
+        parts = (made.part for made in readers if isinstance(made, ExpertMatMul))
+        part = next(parts, None) or (0, ids.shape.below or 0)
+        return cls(pairs, offsets, groups, part, ids.shape.width, ids, g.places[ids])
+
+    @property
+    def experts(self) -> int:
+        """How many are here."""
+        return self.part[1] - self.part[0]
+
+    @property
+    def of_all(self) -> int:
+        """How many may be chosen."""
+        return self.value.shape.below or 0
 
     def own(self, g: Lowering, p: Pass) -> bool:
         """Whether products order the pairs of a pass themselves (Order of batch_matmul.cu)."""
         few = p.tokens * self.each <= _OWN_PAIRS and self.experts <= _OWN_EXPERTS
-        return few and g.captured and self.value not in g.sorted
+        return few and self.experts == self.of_all and g.captured and self.value not in g.sorted
 
     @property
     def most_bytes(self) -> int:
@@ -53,7 +66,7 @@ class SortedPairs:
 
     def columns(self, tokens: int) -> int:
         """Pairs of a group, of so many tokens."""
-        return expert_columns(tokens * self.each / max(self.experts, 1))
+        return expert_columns(tokens * self.each / max(self.of_all, 1))
 
     @property
     def grouped(self) -> tuple[int, int]:
@@ -115,8 +128,8 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch("ops/top_k.router_top_k", (blocks,), router, defines, shared=4 * words)
         if at.own(g, p):
             return
-        pairs = chosen.address, tokens, k, experts
-        blocks, words = sorting(tokens, experts)
+        pairs = chosen.address, tokens, k, at.part[0], at.experts
+        blocks, words = sorting(tokens, at.experts)
         g.launch("ops/top_k.sort_pairs", (blocks,), (*pairs, *places), defines, shared=4 * words)
 
     g.emit(make, weights)
