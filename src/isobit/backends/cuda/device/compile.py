@@ -12,11 +12,8 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,6 +79,9 @@ def compile_all(kernels: Collection[Kernel], arch: str, step: Callable[[int, int
     NVRTC's threads wait for one another, so processes do it. What they could not compile or keep
     is compiled when it is asked for, which says why not. ``step``: done, of so many.
     """
+    import subprocess  # noqa: PLC0415 - with the next 8 ms that a start does not need
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
     missing = [
         each for each in sorted(kernels) if _whole(_place(each[0], arch, dict(each[1]))) is None
     ]
@@ -186,7 +186,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
             raise BackendUnavailable(
                 f"cuda: compiling {stem}.cu for {arch} failed: {errors[0] if errors else done[0]}"
             )
-        code = b" " * asked(*nvrtc.nvrtcGetCUBINSize(program))
+        code = bytes(asked(*nvrtc.nvrtcGetCUBINSize(program)))
         asked(*nvrtc.nvrtcGetCUBIN(program, code))
         return code
     finally:
@@ -225,6 +225,8 @@ def _cache_directory() -> Path:
 
 
 def _write(place: Path, kept: bytes) -> None:
+    import tempfile  # noqa: PLC0415
+
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
         file.write(kept)
