@@ -14,12 +14,12 @@ from ctypes import c_int32, c_int64, c_uint64
 from pathlib import Path
 
 import numpy as np
-from cuda import core
 from cuda.bindings import driver
 from cuda_graphs import ok
 
 from isobit.backends.cuda.device.compile import cubin
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.launch import launch_config
 
 STEM = str(Path(__file__).resolve().with_suffix(""))
 BLOCKS, THREADS, SEED = 128, 512, 12345
@@ -95,9 +95,7 @@ class Bench:
     def __init__(self):
         self.gpu = CudaGpu()
         gpu, kind = self.gpu, driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self.stream, self.beside, self.aside = (
-            core.Stream.from_handle(int(ok(driver.cuStreamCreate(kind)))) for _ in range(3)
-        )
+        self.stream, self.beside, self.aside = (ok(driver.cuStreamCreate(kind)) for _ in range(3))
         self.weight_bytes = 2 << 30
         self.weights = gpu.allocate(self.weight_bytes)
         some = np.random.default_rng().integers(0, 256, 1 << 26, dtype=np.uint8)
@@ -117,25 +115,23 @@ class Bench:
     def kernel(self, name, defines, shared):
         key = (name, shared, *sorted(defines.items()))
         if key not in self.kernels:
-            code = core.ObjectCode.from_cubin(cubin(STEM, self.gpu.arch, defines))
-            kernel, kinds = code.get_kernel(name), driver.CUfunction_attribute
+            code = cubin(STEM, self.gpu.arch, defines)
+            loaded = ok(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
+            kernel = ok(driver.cuLibraryGetKernel(loaded, name.encode()))
+            kinds = driver.CUfunction_attribute
             for kind, value in (
                 (kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared),
                 (kinds.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
                 (kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
             ):
-                ok(driver.cuKernelSetAttribute(kind, value, kernel.handle, self.gpu._device) + (0,))
-            self.kernels[key] = kernel, code
-        return self.kernels[key][0]
+                ok(driver.cuKernelSetAttribute(kind, value, kernel, self.gpu._device) + (0,))
+            self.kernels[key] = driver.CUfunction(int(kernel))
+        return self.kernels[key]
 
     def launch(self, stream, kernel, grid, block, shared, values, overlap=False):
-        config = core.LaunchConfig(
-            grid=(grid,),
-            block=block,
-            shmem_size=shared,
-            programmatic_stream_serialization=overlap,
-        )
-        core.launch(stream, config, kernel, *values)
+        config = launch_config(driver, stream, (grid,), block, shared, overlap=overlap)
+        each = tuple(v.value for v in values), tuple(type(v) for v in values)
+        ok(driver.cuLaunchKernelEx(config, kernel, each, 0) + (0,))
 
     def fill(self, name, values):
         ok(driver.cuMemcpyHtoD(self.b[name], values.ctypes.data, values.nbytes) + (0,))
@@ -174,10 +170,10 @@ class Bench:
                 self.launch(self.stream, kernel, BLOCKS, THREADS, shared, values, overlap)
 
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        ok(driver.cuStreamBeginCapture(self.stream.handle, mode) + (0,))
+        ok(driver.cuStreamBeginCapture(self.stream, mode) + (0,))
         queue()
-        graph = ok(driver.cuGraphInstantiate(ok(driver.cuStreamEndCapture(self.stream.handle)), 0))
-        return lambda: ok(driver.cuGraphLaunch(graph, self.stream.handle) + (0,)), LINKS
+        graph = ok(driver.cuGraphInstantiate(ok(driver.cuStreamEndCapture(self.stream)), 0))
+        return lambda: ok(driver.cuGraphLaunch(graph, self.stream) + (0,)), LINKS
 
     def fits(self, kernel, cluster, shared, within):
         """Whether all blocks run at once, where they wait for one another."""
@@ -189,7 +185,7 @@ class Bench:
         config.gridDimX, config.gridDimY, config.gridDimZ = BLOCKS, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = THREADS, 1, 1
         config.sharedMemBytes, config.numAttrs, config.attrs = shared, 1, [size]
-        function = ok(driver.cuKernelGetFunction(kernel.handle))
+        function = ok(driver.cuKernelGetFunction(driver.CUkernel(int(kernel))))
         self.clusters[cluster] = int(ok(driver.cuOccupancyMaxActiveClusters(function, config)))
         if not within and self.clusters[cluster] * cluster < BLOCKS:
             raise RuntimeError(f"only {self.clusters[cluster]} clusters of {cluster} run at once")
@@ -202,7 +198,7 @@ class Bench:
         self.fill("base", np.array([self.base], np.uint32))
         self.base += rounds + 8
         first()
-        ok(driver.cuStreamSynchronize(self.stream.handle) + (0,))
+        ok(driver.cuStreamSynchronize(self.stream) + (0,))
         a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
         sms = self.gpu.multiprocessors
         asked = LOADS[load]
@@ -214,15 +210,15 @@ class Bench:
             values += tuple(c_uint64(self.b[n]) for n in ("stop", "moved", "took"))
             self.launch(self.beside, traffic, sms, 64, TRAFFIC, values)
             time.sleep(0.001)
-        ok(driver.cuEventRecord(a, self.stream.handle) + (0,))
+        ok(driver.cuEventRecord(a, self.stream) + (0,))
         queued()
-        ok(driver.cuEventRecord(b, self.stream.handle) + (0,))
+        ok(driver.cuEventRecord(b, self.stream) + (0,))
         ok(driver.cuEventSynchronize(b) + (0,))
         us = 1e3 * ok(driver.cuEventElapsedTime(a, b)) / rounds
         one = np.ones(1, np.uint32)
-        ok(driver.cuMemcpyHtoDAsync(self.b["stop"], one.ctypes.data, 4, self.aside.handle) + (0,))
-        ok(driver.cuStreamSynchronize(self.beside.handle) + (0,))
-        ok(driver.cuStreamSynchronize(self.aside.handle) + (0,))
+        ok(driver.cuMemcpyHtoDAsync(self.b["stop"], one.ctypes.data, 4, self.aside) + (0,))
+        ok(driver.cuStreamSynchronize(self.beside) + (0,))
+        ok(driver.cuStreamSynchronize(self.aside) + (0,))
         rate = 0.0
         if asked is not None:
             moved, took = self.read("moved", sms, np.uint64), self.read("took", sms, np.uint64)

@@ -12,7 +12,7 @@ def ok(result):
 
 def milliseconds(gpu, graph, repeats=11):
     """Of one replay of a graph (CudaGpu.capture), the median."""
-    stream, times = gpu._stream.handle, []
+    stream, times = gpu._stream, []
     a, b = (ok(driver.cuEventCreate(0)) for _ in range(2))
     for _ in range(repeats):
         ok(driver.cuEventRecord(a, stream))

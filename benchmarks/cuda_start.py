@@ -1,97 +1,147 @@
-"""Where the time from a new process to a model's first tokens goes, for ways to load, in turns.
+"""Where the time from a new process to a model's first token goes, and what ways to start cost.
 
-usage: python benchmarks/cuda_start.py MODEL.gguf OUT.json [--rounds 2] [--seconds 45]
+usage: python benchmarks/cuda_start.py MODEL.gguf OUT.json [--rounds 3] [--seconds 60] [--ways WAY…]
 
-Each way is a process of its own; the page cache is warm, kernels are compiled. The lines before the
-table are one process's: seconds since it was asked for, and how long each step took.
+``isobit run`` as users have it: a process of its own, the page cache warm, kernels and Python's
+bytecode compiled. A way's time ends with the first byte of the answer. The lines before the table
+are of one process that is timed inside: seconds since it was asked for, and what each step took.
 """
 
 import argparse
 import contextlib
-import ctypes
-import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
-WAYS = {"now": {}, "woken": {"woken": True}, "woken first": {"woken first": True}}
+WAYS = {
+    "now": "",
+    "driver not woken": "import isobit.__main__ as m; m.may_use_cuda = lambda _: False",
+    "driver woken, no context": """
+import ctypes, isobit.__main__ as m
+m.open_driver = lambda: ctypes.CDLL("libcuda.so.1").cuInit(0)""",
+    "garbage collected": "import gc; gc.disable = lambda: None",
+    "modules of before": "import asyncio, cuda.core, isobit.backends.wgpu, isobit.verify.receipt",
+}
+"""What a process does first."""
+WAYS["as before"] = "\n".join(WAYS[w] for w in list(WAYS)[1:5:1] if "no context" not in w)
+TOKENS = "785,921,308"
 
 
-def wake():
-    """Open the driver and its context, in a thread that hardly needs Python's lock."""
-
-    def work():
-        driver, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
-        driver.cuInit(0)
-        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-
-    threading.Thread(target=work).start()
+def command(model, text):
+    prompt = ["-p", "def read_lines(path):"] if text else ["--tokens", TOKENS]
+    return ["run", model, *prompt, "-n", "2", "--jsonl", "--backend", "cuda", "-c", "4096"]
 
 
-def child(model, begun, how):
-    """Load a model and make two tokens; print what took how long."""
+def start(model, first, env, text=True):
+    """Seconds until the first byte of the answer."""
+    code = f"{first}\nimport sys\nfrom isobit.__main__ import main\nsys.exit(main())"
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command(model, text)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+    ) as process:
+        found = process.stdout.read(1)
+        took = time.perf_counter() - begun
+        _, said = process.communicate(timeout=60)
+    if not found or process.returncode:
+        raise RuntimeError(said.decode()[-600:])
+    return took
+
+
+def child(model, begun):
+    """The same with its steps timed; prints them."""
     steps = []
 
     def now():
         return time.time() - begun
 
-    def timed(owner, name, label):
+    def timed(owner, name, label=None):
         plain = getattr(owner, name)
 
         def wrapper(*a, **k):
-            start = now()
+            begun_at = now()
             try:
                 return plain(*a, **k)
             finally:
-                steps.append((label, start, now() - start))
+                steps.append((label or f"{owner.__name__}.{name}", begun_at, now() - begun_at))
 
         setattr(owner, name, wrapper)
 
     steps.append(("interpreter", 0.0, now()))
-    if "woken first" in how:
-        wake()
-    start = now()
-    import isobit.runtime.model as runtime  # noqa: PLC0415
+    import isobit.__main__ as first  # noqa: PLC0415
 
-    steps.append(("import isobit", start, now() - start))
-    start = now()
-    gpu = importlib.import_module("isobit.backends.cuda.device.gpu")
-    programs = importlib.import_module("isobit.backends.cuda.steps.programs")
-    load = importlib.import_module("isobit.backends.cuda.device.load")
-    steps.append(("import of the backend", start, now() - start))
+    timed(first, "open_driver", "driver woken beside")
+    threading.Thread(target=first.open_driver).start()
+    for label, module in (
+        ("import numpy", "numpy"),
+        ("import isobit.cli.run", "isobit.cli.run"),
+        ("import isobit.backends.cuda", "isobit.backends.cuda"),
+        ("import the driver's bindings", "cuda.bindings.driver"),
+        ("import NVRTC's bindings", "cuda.bindings.nvrtc"),
+    ):
+        at = now()
+        import_module(module)
+        steps.append((label, at, now() - at))
+    nvrtc = import_module("cuda.bindings.nvrtc")
+    timed(nvrtc, "nvrtcVersion", "NVRTC's version")
+    runtime = import_module("isobit.runtime.loaded")
+    gpu = import_module("isobit.backends.cuda.device.gpu")
+    programs = import_module("isobit.backends.cuda.steps.programs").Programs
+    loader = import_module("isobit.backends.cuda.device.load").Loader
     for owner, names in (
         (gpu.CudaGpu, ("__init__", "allocate", "page_locked", "free_page_locked", "free", "wait")),
         (gpu.CudaGpu, ("capture", "_kernel", "launch", "synchronise")),
-        (programs.Programs, ("__init__", "plan", "load")),
-        (programs.Resident, ("load",)),
-        (load.Loader, ("__init__", "__exit__", "_take_next", "matrix")),
+        (programs, ("__init__", "plan", "load")),
+        (loader, ("__init__", "__exit__", "_take_next", "matrix")),
     ):
         for name in names:
-            timed(owner, name, f"{owner.__name__}.{name}")
-    if "woken" in how:
-        wake()
-    made = runtime.load(model, backend="cuda", sequences=how.get("sequences", 8), context=4096)
-    steps.append(("load", 0.0, now()))
-    start = now()
-    _ = made.tokenizer
-    steps.append(("tokenizer, rest of it", start, now() - start))
-    start = now()
-    made.generate([785, 9217, 308], max_tokens=2)
-    steps.append(("first tokens", start, now() - start))
-    print(json.dumps({"total": now(), "steps": steps}), flush=True)
+            timed(owner, name)
+    timed(gpu, "cubin", "kernel from the disk")
+    timed(gpu, "available", "cuInit and capability")
+    timed(import_module("isobit.backends.cuda.resident").Resident, "load")
+    timed(runtime, "open_model", "file's header")
+    timed(runtime.Weights, "from_file", "graph and weights' places")
+    timed(runtime.Tokenizer, "from_metadata", "tokenizer, in its thread")
+    timed(runtime.LoadedModel, "__init__", "model loaded")
+    timed(runtime.LoadedModel, "tokenize", "waited for the tokenizer")
+    run = import_module("isobit.cli.run")
+    timed(run, "follow", "answer")
+    sys.argv = ["isobit", *command(model, True)]
+    first.may_use_cuda = lambda _: False  # it is done already
+    plain = sys.stdout
+
+    class Out:
+        def write(self, text):
+            if text and not any(label == "first text" for label, *_ in steps):
+                steps.append(("first text", now(), 0.0))
+
+        def flush(self):
+            pass
+
+        def isatty(self):
+            return False
+
+    sys.stdout = Out()
+    first.main()
+    sys.stdout = plain
+    print(json.dumps(steps), flush=True)
     os._exit(0)
 
 
 def summary(steps):
     """Of each step: how often, seconds in all, when it first began and last ended."""
     found = {}
-    for label, start, seconds in steps:
-        n, all_of, first, last = found.get(label, (0, 0.0, start, 0.0))
-        found[label] = n + 1, all_of + seconds, min(first, start), max(last, start + seconds)
+    for label, begun, seconds in steps:
+        n, all_of, first, last = found.get(label, (0, 0.0, begun, 0.0))
+        found[label] = n + 1, all_of + seconds, min(first, begun), max(last, begun + seconds)
     return found
 
 
@@ -99,35 +149,44 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
     p.add_argument("out")
-    p.add_argument("--rounds", type=int, default=2)
-    p.add_argument("--seconds", type=float, default=45)
-    p.add_argument("--child", nargs=2)
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--seconds", type=float, default=60)
+    p.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    p.add_argument("--child", type=float)
     a = p.parse_args()
     if a.child:
-        child(a.model, float(a.child[0]), json.loads(a.child[1]))
-    end, totals, found = time.perf_counter() + a.seconds, {name: [] for name in WAYS}, {}
-    for i in range(a.rounds + 1):
-        for name, how in WAYS.items():
-            if time.perf_counter() > end or (i == 0 and name != "now"):
-                continue
-            asked = [sys.executable, __file__, a.model, a.out, "--child", str(time.time())]
-            done = subprocess.run(
-                [*asked, json.dumps(how)], capture_output=True, text=True, timeout=60, check=False
-            )
-            with contextlib.suppress(IndexError, ValueError):
-                said = json.loads(done.stdout.strip().splitlines()[-1])
-                if i:  # the first compiles
-                    totals[name].append(said["total"])
-                    found.setdefault(name, []).append(said)
-                continue
-            print(name, "FAILED", done.stderr[-600:])
-    for said in found.get("now", ())[-1:]:
-        print("seconds from, to, in all, times")
-        for label, (n, s, first, last) in summary(said["steps"]).items():
+        child(a.model, a.child)
+    totals = {name: [] for name in [*a.ways, "now, token ids"]}
+    with tempfile.TemporaryDirectory() as folder:
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        env["PYTHONPYCACHEPREFIX"] = folder  # as of an installed package
+        for name in ("now", "modules of before"):  # compiles
+            start(a.model, WAYS[name], env)
+        end = time.perf_counter() + a.seconds
+        inside = subprocess.run(
+            [sys.executable, __file__, a.model, a.out, "--child", str(time.time())],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=env,
+            check=False,
+        )
+        steps = {}
+        with contextlib.suppress(IndexError, ValueError):
+            steps = summary(json.loads(inside.stdout.strip().splitlines()[-1]))
+        print("seconds from, to, in all, times", "" if steps else inside.stderr[-900:])
+        for label, (n, s, first, last) in sorted(steps.items(), key=lambda i: i[1][2]):
             print(f"  {first:6.3f} {last:6.3f} {s:8.3f} {n:6}  {label}")
-    Path(a.out).write_text(json.dumps(found) + "\n")
-    for name, seconds in totals.items():
-        print(f"{name:<28}" + " ".join(f"{s:6.2f}" for s in seconds))
+        for _ in range(a.rounds):
+            for name, taken in totals.items():
+                if time.perf_counter() < end:
+                    how = WAYS.get(name, "")
+                    taken.append(start(a.model, how, env, text=name in WAYS))
+        from_source = start(a.model, "", os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    Path(a.out).write_text(json.dumps({"steps": steps, "seconds": totals}) + "\n")
+    for name, taken in totals.items():
+        print(f"{name:<28}" + " ".join(f"{s:6.2f}" for s in taken))
+    print(f"{'now, without bytecode':<28}{from_source:6.2f}")
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def of_parts(kernels):
 def test_kernels_compile(kernels, arch, tmp_path, monkeypatch, rng):
     """All of them for one architecture, which finds what is wrong in any; for the others a kernel
     of each file with definitions by chance: what depends on the architecture stands in headers."""
-    needs("nvrtc", "cuda.core")
+    needs("nvrtc", "cuda.bindings.nvrtc")
     if arch == "sm_90":  # H100 and H200, which have fast ways to one another's memory
         kernels = [*kernels, *of_parts(kernels)]
     else:

@@ -81,7 +81,7 @@ def test_nothing_is_left_to_do(path, rng):
 
 
 def test_kernels_are_compiled_by_processes(tmp_path, monkeypatch):
-    needs("nvrtc", "cuda.core")
+    needs("nvrtc", "cuda.bindings.nvrtc")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernels, told = {("ops/add", ()), ("ops/silu", ()), ("ops/nosuch", ())}, []
     with pytest.raises(OSError, match="nosuch"):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from isobit.__main__ import may_use_cuda, open_driver
 from isobit.backends import FallbackNote, NoGpuNote
 from isobit.cli import COMMANDS, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
@@ -472,3 +473,35 @@ except KeyboardInterrupt as stop:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (code, b"")
+
+
+@pytest.mark.parametrize(
+    ("line", "cuda"),
+    [
+        ("run -p x", True),
+        ("serve model.gguf --backend auto", True),
+        ("bench --backend=cuda", True),
+        ("run --backend cpu -p x", False),
+        ("run --backend=wgpu", False),
+        ("run --help", False),
+        ("serve --replicas 2", False),
+        ("run --parts=2", False),
+        ("inspect model.gguf", False),
+        ("--version", False),
+        ("", False),
+    ],
+)
+def test_the_driver_is_opened_early_only_for_a_model_of_this_process(line, cuda):
+    assert may_use_cuda(line.split()) == cuda
+
+
+def test_a_driver_that_is_not_there_is_left_to_the_backend(monkeypatch):
+    called = []
+
+    def library(name):
+        called.append(name)
+        raise OSError
+
+    monkeypatch.setattr("ctypes.CDLL", library)
+    open_driver()
+    assert called == ["libcuda.so.1"]

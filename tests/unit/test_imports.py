@@ -4,6 +4,8 @@ Checked on the syntax tree, so imports inside functions, which run late, count a
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,28 @@ def test_the_check_itself_sees_a_wrong_import(module: str, source: str) -> None:
 @pytest.mark.parametrize("part", [*RANK, *ONLY])
 def test_the_rows_name_what_is_there(part: str) -> None:
     assert is_module(part), f"{part}: no module of isobit; right or remove it"
+
+
+HEAVY = {
+    *("asyncio", "cuda", "huggingface_hub", "jinja2", "llguidance", "pydantic", "rich"),
+    *("safetensors", "starlette", "subprocess", "tempfile", "transformers", "uvicorn", "wgpu"),
+}
+"""What takes 4 to 200 ms to import."""
+
+
+@pytest.mark.parametrize(
+    ("modules", "also"),
+    [
+        ("isobit.__main__, isobit.cli", {"numpy", "tokenizers", "isobit.runtime"}),
+        ("isobit.cli.run", set()),
+        ("isobit.runtime.model, isobit.backends.cpu.backend", set()),
+        ("isobit.backends.cuda, isobit.runtime.model", set()),
+    ],
+)
+def test_what_a_start_does_not_need_is_not_imported(modules: str, also: set[str]) -> None:
+    code = f"import sys, {modules}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY.union(also).intersection(done.stdout.split()) == set()
 
 
 def names_in(module: str) -> set[str]:

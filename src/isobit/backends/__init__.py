@@ -107,11 +107,9 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
     if not may_have_gpu():  # to ask their libraries would take longer than a short run
         note(NoGpuNote("backend auto: using cpu (no GPU, nor a driver of one)"))
         return open_backend("cpu", weights, engine, note)
-    from isobit.backends import cuda, wgpu  # noqa: PLC0415
-
     passed_over: list[str] = []
     for name in ("cuda", "wgpu"):
-        usable, reason = cuda.available() if name == "cuda" else wgpu.available(software=False)
+        usable, reason = _available(name)
         if usable:
             try:
                 backend = open_backend(name, weights, engine, note)
@@ -124,6 +122,16 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
         passed_over.append(reason)
     note(NoGpuNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
     return open_backend("cpu", weights, engine, note)
+
+
+def _available(name: str) -> tuple[bool, str]:
+    if name == "cuda":
+        from isobit.backends import cuda  # noqa: PLC0415
+
+        return cuda.available()
+    from isobit.backends import wgpu  # noqa: PLC0415
+
+    return wgpu.available(software=False)
 
 
 def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:

@@ -1,11 +1,8 @@
 """What this machine computes with, as far as it tells without loading a driver."""
 
 import ctypes
-import platform
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +52,8 @@ def may_have_gpu() -> bool:
 
 def nvidia_driver() -> str | None:
     """The version of NVIDIA's driver, if it says."""
+    import subprocess  # noqa: PLC0415 - 4 ms that a start does not need
+
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
@@ -71,12 +70,16 @@ def processor() -> str:
                 return line.partition(":")[2].strip()
     except OSError:
         pass
+    import platform  # noqa: PLC0415
+
     return platform.processor() or platform.machine()
 
 
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that this many threads together read from the host's memory: the best of five
     passes over 512 MiB, which is far beyond any cache."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
     parts = [np.ones((512 << 20) // threads // 8, np.uint64) for _ in range(threads)]
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from isobit.cli import argtypes, options, prompt_options, sampling_options, say
 from isobit.cli.output import busy, count, shown_as_is
 from isobit.errors import ModelRefused, UsageError
 from isobit.runtime.generation import Completion, Settings, Stream
 from isobit.runtime.model import Model
-from isobit.verify.receipt import Recorder
+
+if TYPE_CHECKING:
+    from isobit.verify.receipt import Recorder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         args.logprobs = 0
     with options.open_model(args, args.context) as model:
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
-        watch = Recorder() if args.receipt or args.routes or args.experts else None
+        watch = _recorder() if args.receipt or args.routes or args.experts else None
         settings["watch"] = watch
         settings["logprobs"] = args.logprobs
         write: Write | None = _nothing if args.json else None
@@ -110,6 +113,12 @@ def main(args: argparse.Namespace) -> None:
         if completion.finish_reason == "interrupted":
             raise KeyboardInterrupt(f"after {count(len(completion.token_ids), 'token')}")
         report_speed(completion)
+
+
+def _recorder() -> "Recorder":
+    from isobit.verify.receipt import Recorder  # noqa: PLC0415 - 10 ms that most calls do not need
+
+    return Recorder()
 
 
 Write = Callable[[str, Stream, int], None]
@@ -144,7 +153,7 @@ class _Events:
     what became certain with it, and may be empty.
     """
 
-    def __init__(self, experts: Recorder | None) -> None:
+    def __init__(self, experts: "Recorder | None") -> None:
         self._experts = experts
 
     def __call__(self, piece: str, stream: Stream, printed: int) -> None:

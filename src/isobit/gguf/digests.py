@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,6 +40,8 @@ def keep(files: Sequence[os.stat_result], digest: str) -> None:
     if not _worth(files) or max(map(_latest, files)) > time.time_ns() - _SETTLED:
         return
     with suppress(OSError, RuntimeError):  # then the next start reads again
+        import tempfile  # noqa: PLC0415 - 5 ms that a start does not need
+
         folder().mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder(), delete=False) as file:
             file.write(digest + "\n")

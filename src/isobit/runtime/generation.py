@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from isobit.runtime.detokenizer import NoText, StopText, TokenText
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.scheduler import QueueFull
 from isobit.runtime.tokens import FinishReason, Generation, Listener, Token, Watcher
-from isobit.runtime.wakeup import LoopWaker
 
 if TYPE_CHECKING:
     from isobit.runtime.model import Model
@@ -187,6 +185,10 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         """The next piece; passes run in a thread of the engine's."""
+        import asyncio  # noqa: PLC0415 - 20 ms, and nobody else here has an event loop
+
+        from isobit.runtime.wakeup import LoopWaker  # noqa: PLC0415
+
         engine, news = self._model.generations, LoopWaker.of_running_loop()
         try:
             while True:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,7 +40,7 @@ SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 
 def sample_path() -> Path:
     """The sample model that ships inside the package."""
-    return Path(str(resources.files("isobit") / "data" / SAMPLE))
+    return Path(__file__).parent.parent / "data" / SAMPLE
 
 
 def locate(model: str | Path, note: Callable[[str], None] | None = None) -> Path:
@@ -59,9 +59,23 @@ def locate(model: str | Path, note: Callable[[str], None] | None = None) -> Path
     return path
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Python's collector stands still: it would look again and again through all that a load makes
+    and keeps, a third of the time that this holds Python's lock."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 class LoadedModel:
     """A model file on a backend, with a KV cache. A context manager; safe to use from threads."""
 
+    @_no_garbage()
     def __init__(
         self,
         path: str | Path,

@@ -8,14 +8,16 @@ import atexit
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isobit.errors import BackendUnavailable, ModelRefused, UsageError
 from isobit.text.messages import MAX_BYTES
+
+if TYPE_CHECKING:
+    import subprocess
 
 MAX_TEMPLATE = 256 * 1024  # characters; known models' templates have up to 30 thousand
 
@@ -99,7 +101,9 @@ class Renderer:
                 self._stop()
                 raise
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> "subprocess.Popen[str]":
+        import subprocess  # noqa: PLC0415 - 4 ms that a start does not need
+
         limits = (self._seconds, self._megabytes, MAX_BYTES)
         script = Path(__file__).with_name("sandbox.py")
         # Of the environment it gets only where libraries are; the working directory is not one.

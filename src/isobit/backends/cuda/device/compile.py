@@ -12,11 +12,8 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,6 +79,9 @@ def compile_all(kernels: Collection[Kernel], arch: str, step: Callable[[int, int
     NVRTC's threads wait for one another, so processes do it. What they could not compile or keep
     is compiled when it is asked for, which says why not. ``step``: done, of so many.
     """
+    import subprocess  # noqa: PLC0415 - with the next 8 ms that a start does not need
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
     missing = [
         each for each in sorted(kernels) if _whole(_place(each[0], arch, dict(each[1]))) is None
     ]
@@ -152,46 +152,61 @@ def _place(stem: str, arch: str, defines: Mapping[str, str]) -> Path:
     return _cache_directory() / f"{Path(stem).name}-{key}.cubin"
 
 
-def _options(stem: str, arch: str, defines: Mapping[str, str]) -> dict[str, Any]:
+def _options(arch: str, defines: Mapping[str, str]) -> list[str]:
     """What the compiler is asked for, besides where headers lie."""
-    return {
-        "name": f"{stem}.cu",
+    return [
         # What is sent to a whole cluster is optimised for Hopper's own variant alone (PTX ISA).
-        "arch": "sm_90a" if arch == "sm_90" and "CLUSTER" in defines else arch,
-        "std": "c++17",
-        "fma": False,
-        "ftz": False,
-        "prec_div": True,
-        "prec_sqrt": True,
-        "define_macro": sorted(defines.items()) or None,
-    }
+        f"-arch={'sm_90a' if arch == 'sm_90' and 'CLUSTER' in defines else arch}",
+        "--ftz=false",
+        "--prec-sqrt=true",
+        "--prec-div=true",
+        "--fmad=false",
+        *(f"--define-macro={name}={value}" for name, value in sorted(defines.items())),
+        "--std=c++17",
+    ]
 
 
 def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
-    from cuda.core import Program, ProgramOptions  # noqa: PLC0415
+    from cuda.bindings import nvrtc  # noqa: PLC0415
 
-    options = ProgramOptions(
-        **_options(stem, arch, defines), include_path=[str(p) for p in INCLUDE]
-    )
-    source = (SOURCES / f"{stem}.cu").read_text()
+    def asked(result: Any, *values: Any) -> Any:
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise RuntimeError(result)
+        return values[0] if values else None
+
+    source = (SOURCES / f"{stem}.cu").read_bytes()
+    options = [*_options(arch, defines), *(f"--include-path={folder}" for folder in INCLUDE)]
+    program = asked(*nvrtc.nvrtcCreateProgram(source, f"{stem}.cu".encode(), 0, [], []))
     try:
-        return bytes(Program(source, "c++", options).compile("cubin").code)
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if "error" in line]
-        raise BackendUnavailable(
-            f"cuda: compiling {stem}.cu for {arch} failed: {lines[0] if lines else error}"
-        ) from error
+        done = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+        if done[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = b" " * asked(*nvrtc.nvrtcGetProgramLogSize(program))
+            asked(*nvrtc.nvrtcGetProgramLog(program, log))
+            errors = [line for line in log.decode().splitlines() if "error" in line]
+            raise BackendUnavailable(
+                f"cuda: compiling {stem}.cu for {arch} failed: {errors[0] if errors else done[0]}"
+            )
+        code = bytes(asked(*nvrtc.nvrtcGetCUBINSize(program)))
+        asked(*nvrtc.nvrtcGetCUBIN(program, code))
+        return code
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
 
 
 def _key(stem: str, arch: str, defines: Mapping[str, str], compiler: str) -> str:
-    """What a compiled file depends on: sources, options, the compiler and who calls it."""
-    from cuda import core  # noqa: PLC0415
-
-    made_by = compiler, core.__version__, _options(Path(stem).name, arch, defines)
-    digest = hashlib.sha256(repr(made_by).encode())
-    for path in (SOURCES / f"{stem}.cu", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))):
-        digest.update(path.read_bytes())
+    """What a compiled file depends on: sources, options and the compiler."""
+    digest = hashlib.sha256(repr((compiler, _headers(), _options(arch, defines))).encode())
+    digest.update((SOURCES / f"{stem}.cu").read_bytes())
     return digest.hexdigest()[:32]
+
+
+@cache
+def _headers() -> str:
+    """The digest of all headers: those of a process's first kernel are those of its last."""
+    digest = hashlib.sha256()
+    for path in (f for d in INCLUDE for f in sorted(d.glob("*.*h"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _whole(place: Path) -> bytes | None:
@@ -210,6 +225,8 @@ def _cache_directory() -> Path:
 
 
 def _write(place: Path, kept: bytes) -> None:
+    import tempfile  # noqa: PLC0415
+
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
         file.write(kept)

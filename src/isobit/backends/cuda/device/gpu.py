@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from isobit.backends.cuda.device.compile import (
     cubin,
     signatures,
 )
+from isobit.backends.cuda.device.launch import launch_config
 from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.backends.cuda.device.protocol import Array, Gpu
 from isobit.errors import BackendUnavailable
@@ -36,11 +38,10 @@ def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
     """Whether the CUDA backend can run here, and the reason if not. Cheap; touches no memory."""
     try:
         from cuda.bindings import driver  # noqa: PLC0415
-        from cuda.core import Device  # noqa: F401, PLC0415
     except ImportError:
-        return False, "cuda-core is not installed (pip install '.[cuda]')"
+        return False, "cuda-bindings is not installed (pip install '.[cuda]')"
     except Exception as error:  # a broken installation raises many kinds
-        return False, f"cuda-core could not be loaded ({error})"
+        return False, f"cuda-bindings could not be loaded ({error})"
     try:
         result = driver.cuInit(0)[0]
         if result == driver.CUresult.CUDA_ERROR_NOT_INITIALIZED:  # asked again, in a child
@@ -50,7 +51,7 @@ def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
         result, count = driver.cuDeviceGetCount()
         if result != driver.CUresult.CUDA_SUCCESS or count == 0:
             return False, "no CUDA device"
-        major, minor = _capability(driver)
+        major, minor = _capability(driver, 0)
     except Exception as error:  # the bindings raise RuntimeError when libcuda is missing
         words = str(error).split(". ")[0] or type(error).__name__
         return False, f"no usable NVIDIA driver ({words})"
@@ -62,16 +63,16 @@ def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
     return True, ""
 
 
-def _capability(driver: Any) -> tuple[int, int]:
-    kinds = driver.CUdevice_attribute
+def _attribute(driver: Any, device: Any, name: str) -> int:
+    kind = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+    return int(driver.cuDeviceGetAttribute(kind, device)[1])
+
+
+def _capability(driver: Any, device: Any) -> tuple[int, int]:
     major, minor = (
-        driver.cuDeviceGetAttribute(kind, 0)[1]
-        for kind in (
-            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        )
+        _attribute(driver, device, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR")
     )
-    return int(major), int(minor)
+    return major, minor
 
 
 def _words(driver: Any, result: Any) -> str:
@@ -86,17 +87,16 @@ class CudaGpu:
         usable, reason = available()
         if not usable:
             raise BackendUnavailable(f"cuda: {reason}")
-        from cuda import core  # noqa: PLC0415
         from cuda.bindings import driver  # noqa: PLC0415
 
-        self._core, self._driver = core, driver
+        self._driver = driver
         self._process = os.getpid()
         self._last = "nothing"
         result, count = driver.cuDeviceGetCount()
         if number >= count:
             raise BackendUnavailable(f"cuda: expected {number + 1} devices, found {count}")
-        device = core.Device(number)
-        result, self._context = driver.cuDevicePrimaryCtxRetain(device.device_id)
+        device = self._device = int(self._check(driver.cuDeviceGet(number)))
+        result, self._context = driver.cuDevicePrimaryCtxRetain(device)
         if result != driver.CUresult.CUDA_SUCCESS:
             raise BackendUnavailable(
                 f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses "
@@ -104,15 +104,15 @@ class CudaGpu:
             )
         self.activate()
         kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self._stream = core.Stream.from_handle(int(self._check(driver.cuStreamCreate(kind))))
-        self._device = device.device_id
-        self.name = str(device.name)
-        self.multiprocessors = int(device.properties.multiprocessor_count)
-        self.cache_bytes = int(device.properties.l2_cache_size)
-        self.shared_most = int(device.properties.max_shared_memory_per_block_optin)
-        self.arch = f"sm_{device.arch}"
+        self._stream = self._check(driver.cuStreamCreate(kind))
+        self.name = self._check(driver.cuDeviceGetName(256, device)).split(b"\0")[0].decode()
+        self.multiprocessors = _attribute(driver, device, "MULTIPROCESSOR_COUNT")
+        self.cache_bytes = _attribute(driver, device, "L2_CACHE_SIZE")
+        self.shared_most = _attribute(driver, device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.arch = "sm_{}{}".format(*_capability(driver, device))
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
+        self._config = lru_cache(4096)(partial(launch_config, driver, self._stream))
         self._modules: dict[tuple[object, ...], Any] = {}
         self._shared: dict[tuple[object, ...], int] = {}  # the most a kernel was launched with
         self._page_locked: set[int] = set()
@@ -211,9 +211,7 @@ class CudaGpu:
         """Queue a copy to the device. Pageable memory is staged before the driver returns."""
         values = np.ascontiguousarray(values)
         self._check(
-            self._driver.cuMemcpyHtoDAsync(
-                address, values.ctypes.data, values.nbytes, self._stream.handle
-            )
+            self._driver.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, self._stream)
         )
 
     def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
@@ -241,7 +239,7 @@ class CudaGpu:
         """A point in the queue: an event."""
         driver = self._driver
         event = self._check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
-        self._check(driver.cuEventRecord(event, self._stream.handle))
+        self._check(driver.cuEventRecord(event, self._stream))
         return event
 
     def wait(self, mark: object) -> None:
@@ -255,9 +253,7 @@ class CudaGpu:
             out.fill(0)
             return
         self._check(
-            self._driver.cuMemcpyDtoHAsync(
-                out.ctypes.data, address, out.nbytes, self._stream.handle
-            )
+            self._driver.cuMemcpyDtoHAsync(out.ctypes.data, address, out.nbytes, self._stream)
         )
 
     def download(self, address: int, out: Array) -> None:
@@ -267,11 +263,11 @@ class CudaGpu:
 
     def copy(self, source: int, target: int, nbytes: int) -> None:
         """Queue a copy on the device."""
-        self._check(self._driver.cuMemcpyDtoDAsync(target, source, nbytes, self._stream.handle))
+        self._check(self._driver.cuMemcpyDtoDAsync(target, source, nbytes, self._stream))
 
     def synchronise(self) -> None:
         """Wait for all that is queued."""
-        self._check(self._driver.cuStreamSynchronize(self._stream.handle))
+        self._check(self._driver.cuStreamSynchronize(self._stream))
 
     def launch(
         self,
@@ -294,16 +290,12 @@ class CudaGpu:
         if not self._queues:
             return
         self._last = kernel
-        config = self._core.LaunchConfig(
-            grid=tuple(grid),
-            block=signature.threads(defines),
-            shmem_size=shared,
-            is_cooperative=cooperative,
-            programmatic_stream_serialization=overlap and self._overlaps,
-        )
-        values = [t(a) for t, a in zip(signature.parameters, arguments, strict=True)]
+        threads = signature.threads(defines)
+        overlap = overlap and self._overlaps
+        config = self._config(tuple(grid), threads, shared, cooperative, overlap)
+        values = tuple(arguments), signature.parameters
         try:
-            self._core.launch(self._stream, config, code, *values)
+            self._check(self._driver.cuLaunchKernelEx(config, code, values, 0))
         except Exception as error:  # the library's own kinds: the driver's errors and its checks
             raise BackendUnavailable(
                 f"cuda: {str(error).splitlines()[0]} (when {kernel} was queued; the kernel that "
@@ -313,7 +305,7 @@ class CudaGpu:
     def capture(self, queue: Callable[[], None]) -> object:
         """Record what ``queue`` launches; its kernels are compiled and loaded first."""
         queues = self._queues
-        driver, stream = self._driver, self._stream.handle
+        driver, stream = self._driver, self._stream
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         try:
             self._queues = False
@@ -340,7 +332,7 @@ class CudaGpu:
         if not self._queues:
             return
         self._last = "a decode step"
-        self._check(self._driver.cuGraphLaunch(graph, self._stream.handle))
+        self._check(self._driver.cuGraphLaunch(graph, self._stream))
 
     def _kernel(
         self, stem: str, name: str, defines: Mapping[str, str], shared: int, overlap: bool
@@ -350,26 +342,26 @@ class CudaGpu:
         if key not in self._kernels:
             if module_key not in self._modules:
                 code = cubin(stem, self.arch, defines)
-                self._modules[module_key] = self._core.ObjectCode.from_cubin(code)
-            kernel = self._modules[module_key].get_kernel(name)
+                loaded = self._driver.cuLibraryLoadData(code, [], [], 0, [], [], 0)
+                self._modules[module_key] = self._check(loaded)
+            made = self._driver.cuLibraryGetKernel(self._modules[module_key], name.encode())
+            kernel = self._check(made)
             attribute = self._driver.CUfunction_attribute
             if shared > self._shared.get((name, *module_key), 48 << 10):
                 most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._set_attribute(kernel, most, shared)
                 self._shared[name, *module_key] = shared
             if self._part:  # else at its first launch
-                function = self._check(self._driver.cuKernelGetFunction(kernel.handle))
+                function = self._check(self._driver.cuKernelGetFunction(kernel))
                 self._check(self._driver.cuFuncLoad(function))
             if overlap:  # kernels run side by side only where they split a multiprocessor alike
                 split = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
                 self._set_attribute(kernel, split, 100)
-            self._kernels[key] = kernel, signatures(stem)[name]
+            self._kernels[key] = self._driver.CUfunction(int(kernel)), signatures(stem)[name]
         return self._kernels[key]
 
     def _set_attribute(self, kernel: Any, attribute: Any, value: int) -> None:
-        self._check(
-            self._driver.cuKernelSetAttribute(attribute, value, kernel.handle, self._device)
-        )
+        self._check(self._driver.cuKernelSetAttribute(attribute, value, kernel, self._device))
 
     def _check(self, results: tuple[Any, ...]) -> Any:
         result, *values = results
@@ -386,7 +378,6 @@ class CudaGpu:
         self._closed = True
         self.activate()
         self._kernels.clear()
-        self._modules.clear()
         with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed
             for graph in self._graphs:
                 self._check(self._driver.cuGraphExecDestroy(graph))
@@ -396,5 +387,7 @@ class CudaGpu:
                 self._unlock_pages(buffer)
             for address in self._page_locked:
                 self._check(self._driver.cuMemFreeHost(address))
-            self._check(self._driver.cuStreamDestroy(self._stream.handle))
+            for module in self._modules.values():
+                self._check(self._driver.cuLibraryUnload(module))
+            self._check(self._driver.cuStreamDestroy(self._stream))
             self._check(self._driver.cuDevicePrimaryCtxRelease(self._device))
