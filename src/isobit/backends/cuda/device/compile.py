@@ -156,8 +156,10 @@ def _options(stem: str, arch: str, defines: Mapping[str, str]) -> dict[str, Any]
     """What the compiler is asked for, besides where headers lie."""
     return {
         "name": f"{stem}.cu",
-        # What is sent to a whole cluster is optimised for Hopper's own variant alone (PTX ISA).
-        "arch": "sm_90a" if arch == "sm_90" and "CLUSTER" in defines else arch,
+        # Warpgroups and what is sent to a whole cluster are for Hopper's own variant (PTX ISA).
+        "arch": "sm_90a"
+        if arch == "sm_90" and ("CLUSTER" in defines or stem.endswith("wgmma"))
+        else arch,
         "std": "c++17",
         "fma": False,
         "ftz": False,

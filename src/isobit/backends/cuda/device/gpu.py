@@ -111,6 +111,7 @@ class CudaGpu:
         self.cache_bytes = int(device.properties.l2_cache_size)
         self.shared_most = int(device.properties.max_shared_memory_per_block_optin)
         self.arch = f"sm_{device.arch}"
+        self.warpgroups = self.arch == "sm_90"
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
         self._modules: dict[tuple[object, ...], Any] = {}

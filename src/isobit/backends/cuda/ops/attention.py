@@ -1,6 +1,7 @@
 """Attention: a query head of a token a block, or many tokens on tensor cores; in a step, tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from isobit.backends.base.workspace import TILES
 from isobit.backends.cuda.lowering import WARPS, Lowering
@@ -21,9 +22,49 @@ def supports(op: Op) -> str | None:
     return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
 
 
-def span_length(heads: int, kv_heads: int, head_dim: int) -> int:
-    """Tokens that a block of attention_mma.cu takes; 0 if it does not know this head_dim."""
-    return MMA_ROWS * (WARPS // min(heads // kv_heads, WARPS)) if head_dim in (64, 96, 128) else 0
+@dataclass(frozen=True)
+class Way:
+    """A kernel of many tokens on tensor cores."""
+
+    kernel: str
+    span: int
+    """Tokens that a block takes of one sequence."""
+    blocks: int
+    """Blocks that share the heads of a span."""
+    shared: int
+    defines: Mapping[str, int]
+
+
+KERNEL = "2 groups"
+WARPGROUP_WAYS: dict[str, tuple[int, int, int, int, int]] = {
+    "2 groups": (256, 4, 64, 32, 2),
+    "2 groups, 64 channels": (256, 4, 64, 64, 1),
+    "2 groups, 32 keys": (256, 4, 32, 32, 2),
+    "3 groups": (384, 4, 32, 32, 1),
+    "3 groups, 16 channels": (384, 4, 32, 16, 2),
+    "1 group": (128, 2, 64, 32, 2),
+}
+
+
+def way(kernel: str, heads: int, kv_heads: int, head_dim: int, shared_most: int) -> Way | None:
+    """The kernel for such heads, None if there is none."""
+    group = heads // kv_heads
+    if kernel in WARPGROUP_WAYS:
+        block, stages, keys, channels, flying = WARPGROUP_WAYS[kernel]
+        rows, tile = block // 128 * 64, 4 * KV_PAGE * 128
+        if head_dim != 128 or group > rows:
+            return None
+        shared = stages * (tile + 8 * KV_PAGE + 16) + rows * 2 * 128
+        defines = {"BLOCK": block, "STAGES": stages, "KEYS_AT_ONCE": keys}
+        defines |= {"CHANNELS_AT_ONCE": channels, "IN_FLIGHT": flying}
+        return Way("attention_wgmma", rows // group, 1, shared, defines)
+    if head_dim not in (64, 96, 128):
+        return None
+    tile = 2 * KV_PAGE * (head_dim + 16) + 2 * head_dim * (KV_PAGE + 16) + 8 * KV_PAGE
+    stage = 2 if 4 * tile <= shared_most else 1  # tiles; two stages are held
+    span = MMA_ROWS * (WARPS // min(group, WARPS))
+    defines = {"HEAD": head_dim, "STAGE": stage}
+    return Way("attention_mma", span, -(-group // WARPS), 2 * stage * tile, defines)
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -36,18 +77,21 @@ def lower(g: Lowering, op: Op) -> None:
     if g.captured:
         _lower_step(g, op, integers, scales)
         return
-    (to, exchange), length = g.target(y), span_length(heads, cache.heads, size)
+    to, exchange = g.target(y)
     mirrored = {"OUT_HEADS": to.stride // size} if to.stride != y.shape.width else {}
     window, sinks = _limits(g, op)
-    if op.weights or window:  # attention_mma.cu knows neither
-        length = 0
+    kernel = KERNEL if g.gpu.warpgroups and size == 128 else "attention_mma"
+    many = way(kernel, heads, cache.heads, size, g.gpu.shared_most)
+    if op.weights or window:  # neither kernel of many tokens knows these
+        many = None
+    length = many.span if many else 0
     if length and length not in g.spans:
         g.spans[length] = g.fixed("span_first", 1, TOKENS), g.fixed("span_count", 1, TOKENS)
 
     def make(p: Pass) -> None:
         at = p.inputs
         asked = (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
-        if not p.spans.get(length):
+        if many is None or not p.spans.get(length):
             g.launch(
                 "ops/attention",
                 (heads, p.tokens),
@@ -56,16 +100,13 @@ def lower(g: Lowering, op: Op) -> None:
                 {"PADDED_HEAD": padded_head(size), **exchange.defines, **mirrored},
             )
             return
-        group = heads // cache.heads
-        tile_bytes = 2 * KV_PAGE * (size + 16) + 2 * size * (KV_PAGE + 16) + 8 * KV_PAGE
-        stage = 2 if 4 * tile_bytes <= g.gpu.shared_most else 1  # tiles; two stages are held
         spans = (slot.address for slot in g.spans[length])
         g.launch(
-            "ops/attention_mma",
-            (cache.heads, p.spans[length], -(-group // WARPS)),
+            f"ops/{many.kernel}",
+            (cache.heads, p.spans[length], many.blocks),
             (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0]),
-            {"HEAD": size, "STAGE": stage, **exchange.defines, **mirrored},
-            shared=2 * stage * tile_bytes,
+            {**many.defines, **exchange.defines, **mirrored},
+            shared=many.shared,
         )
 
     g.emit(make, y)
