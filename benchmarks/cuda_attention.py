@@ -225,6 +225,7 @@ def main():
     p.add_argument("out")
     p.add_argument("--commit", default="")
     p.add_argument("--layers", type=int, default=48)
+    p.add_argument("--profile", help="only launch these ways, commas between, once each")
     p.add_argument("--prompts", help="ways, commas between; the first and the fastest")
     a = p.parse_args()
     out, begin, gpu = Path(a.out), time.perf_counter(), CudaGpu()
@@ -244,6 +245,11 @@ def main():
     defines = [{"PLANES": "2"} | {k: str(v) for k, v in w.defines.items()} for w in each]
     kernels = zip([f"ops/{w.kernel}" for w in each], defines, strict=True)
     compile_all({(stem, tuple(sorted(d.items()))) for stem, d in kernels}, gpu.arch)
+    if a.profile:
+        case = Case(gpu, rng, 2048, 2048)
+        for name in a.profile.split(","):
+            case.outputs(name)
+        return
     wrong = checks(gpu, rng, note)
     local_bytes(gpu)
     us = times(gpu, rng, note)
