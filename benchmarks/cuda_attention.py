@@ -1,11 +1,11 @@
-"""Ways of attention of many tokens on tensor cores: bits first, then microseconds, then prompts.
+"""Kernels of attention of many tokens on tensor cores: bits, then microseconds, then prompts.
 
-usage: python benchmarks/cuda_attention.py OUT [--layers 48] [--prompts WAY,...]
+usage: python benchmarks/cuda_attention.py OUT [--layers 48] [--profile KERNEL,...]
 
-Geometry of Qwen3-30B-A3B. Each way's outputs are compared with the specification where keys are
-few, and with the first way's, all values, random and of the largest, smallest and no scores. Then
-each is timed at several depths, and whole prompts with the ways named (the first and the fastest).
-OUT: a folder for cuda_attention.json; the exit code is 1 if a bit differs.
+Geometry of Qwen3-30B-A3B. Some of each kernel's outputs are compared with the specification, and
+all with the first's: random vectors, and such of the largest, smallest and no values. Then each is
+timed at several depths, and in whole prompts. OUT: a folder for cuda_attention.json; the exit code
+is 1 if a bit differs.
 """
 
 import argparse
@@ -30,7 +30,6 @@ from isobit.numerics import KV_PAGE
 
 A3B, _ = synthetic.MODELS["30b-a3b"]
 HEADS, KV_HEADS, HEAD = A3B.n_heads, A3B.n_kv_heads, A3B.head_dim
-WAYS = ("attention_mma", *attention.WARPGROUP_WAYS)
 TIMED = [(n, depth) for n in (512, 2048) for depth in (0, 2048, 13952)]
 PROMPTS = {512: 9, 2048: 5, 4096: 5, 16384: 3}  # tokens: times
 F32 = np.float32
@@ -95,8 +94,7 @@ class Case:
         for address in self.held:
             self.gpu.free(address)
 
-    def launch(self, name):
-        way = attention.way(name, HEADS, KV_HEADS, HEAD, self.gpu.shared_most)
+    def launch(self, way):
         if way.span not in self.spans:
             first = np.arange(0, self.n, way.span, dtype=np.int32)
             count = np.minimum(way.span, self.n - first).astype(np.int32)
@@ -108,14 +106,14 @@ class Case:
             (KV_HEADS, -(-self.n // way.span), way.blocks),
             (*self.asked, *spans, HEADS, *self.cache, KV_HEADS, HEAD, self.out, 0),
             shared=way.shared,
-            defines={"PLANES": "2"} | {k: str(v) for k, v in way.defines.items()},
+            defines=defines(way),
         )
 
-    def outputs(self, name):
+    def outputs(self, way):
         """Bit patterns."""
         out = np.full((self.n, HEADS, HEAD), 0x5B5B5B5B, np.uint32)
         self.gpu.upload(self.out, out)
-        self.launch(name)
+        self.launch(way)
         self.gpu.download(self.out, out)
         return out
 
@@ -133,6 +131,11 @@ class Case:
         return int(count)
 
 
+def defines(way):
+    """Definitions of a launch."""
+    return {"PLANES": "2"} | {k: str(v) for k, v in way.defines.items()}
+
+
 def vectors(rng, count, heads, *, edges):
     """16-bit integers and scales of head vectors."""
     q = rng.integers(-32639, 32640, (count, heads, HEAD)).astype(np.int16)
@@ -148,29 +151,29 @@ def vectors(rng, count, heads, *, edges):
     return q, d
 
 
-def checks(gpu, rng, note):
-    """How many values of each way are not the specification's, or not the first way's."""
+def checks(gpu, rng, ways, note):
+    """How many values of each way are not the specification's, or not the first's."""
     wrong = 0
     for n, depth, edges in ((96, 0, True), (200, 1000, True), (300, 37, False), (2048, 3000, True)):
         case = Case(gpu, rng, n, depth, edges=edges)
-        expected = case.outputs(WAYS[0])
-        beside = {"specification": case.wrong(expected)}
-        for name in WAYS[1:]:
-            beside[name] = int(np.count_nonzero(case.outputs(name) != expected))
+        found = {name: case.outputs(way) for name, way in ways.items()}
+        expected = next(iter(found.values()))
+        beside = {name: int(np.count_nonzero(out != expected)) for name, out in found.items()}
+        beside["specification"] = case.wrong(expected)
         case.free()
         note(f"{n} tokens behind {depth}{', edges' * edges}: values that differ", beside)
         wrong += sum(beside.values())
     return wrong
 
 
-def times(gpu, rng, note):
+def times(gpu, rng, ways, note):
     """Microseconds of a launch, by way."""
     found = {}
     for n, depth in TIMED:
         case, launches = Case(gpu, rng, n, depth), 4 if depth else 20
         found[n, depth] = us = {}
-        for name in (*WAYS, WAYS[0]):
-            graph = gpu.capture(lambda name=name: [case.launch(name) for _ in range(launches)])
+        for name, way in (*ways.items(), *ways.items()):
+            graph = gpu.capture(lambda way=way: [case.launch(way) for _ in range(launches)])
             took = 1e3 * milliseconds(gpu, graph, 7) / launches
             us[name] = min(took, us.get(name, took))
         note(f"{n} tokens behind {depth}, us", us)
@@ -185,8 +188,8 @@ def prompts(layers, ways, note):
     tokens = np.random.default_rng(5).integers(0, weights.config.vocab, max(PROMPTS))
     pages = np.arange(-(-engine.context // KV_PAGE), dtype=np.int32)[None]
     digests = []
-    for name in ways:
-        attention.KERNEL, gpu = name, CudaGpu()
+    for name, way in ways.items():
+        attention.ways, gpu = lambda *_, way=way: iter([way]), CudaGpu()
         compile_all(asked(weights, engine, gpu), gpu.arch)
         backend = CudaBackend(weights, engine, gpu)
         rates, logits = {}, []
@@ -225,8 +228,7 @@ def main():
     p.add_argument("out")
     p.add_argument("--commit", default="")
     p.add_argument("--layers", type=int, default=48)
-    p.add_argument("--profile", help="only launch these ways, commas between, once each")
-    p.add_argument("--prompts", help="ways, commas between; the first and the fastest")
+    p.add_argument("--profile", help="only launch these, commas between, once each")
     a = p.parse_args()
     out, begin, gpu = Path(a.out), time.perf_counter(), CudaGpu()
     out.mkdir(parents=True, exist_ok=True)
@@ -241,25 +243,22 @@ def main():
         print(f"{time.perf_counter() - begin:6.1f} s  {name}: {value}", flush=True)
         (out / "cuda_attention.json").write_text(json.dumps(found, indent=1) + "\n")
 
-    each = [attention.way(w, HEADS, KV_HEADS, HEAD, gpu.shared_most) for w in WAYS]
-    defines = [{"PLANES": "2"} | {k: str(v) for k, v in w.defines.items()} for w in each]
-    kernels = zip([f"ops/{w.kernel}" for w in each], defines, strict=True)
-    compile_all({(stem, tuple(sorted(d.items()))) for stem, d in kernels}, gpu.arch)
+    ways = {way.kernel: way for way in attention.ways(HEADS, KV_HEADS, HEAD, gpu)}
+    kernels = {(f"ops/{w.kernel}", tuple(sorted(defines(w).items()))) for w in ways.values()}
+    compile_all(kernels, gpu.arch)
     if a.profile:
         case = Case(gpu, rng, 2048, 2048)
         for name in a.profile.split(","):
-            case.outputs(name)
+            case.outputs(ways[name])
         return
-    wrong = checks(gpu, rng, note)
+    wrong = checks(gpu, rng, ways, note)
     local_bytes(gpu)
-    us = times(gpu, rng, note)
-    total = {name: sum(u[name] / u[WAYS[0]] for u in us.values()) for name in WAYS[1:]}
-    ways = a.prompts.split(",") if a.prompts else [WAYS[0], min(total, key=total.get)]
+    us = times(gpu, rng, ways, note)
     if a.layers:
         wrong += prompts(a.layers, ways, note)
     for (n, depth), u in us.items():
         print(f"{n:>6} behind {depth:<7}" + "".join(f"{t:10.1f}" for t in u.values()))
-    print("columns:", ", ".join(WAYS))
+    print("columns:", ", ".join(ways))
     note("bits that differ", wrong)
     raise SystemExit(bool(wrong))
 

@@ -321,8 +321,7 @@ def attend(at, rng, n):
             right &= same(got[:, h], numerics.attention(mine, rows.astype(I32), *cached))
         yield right
 
-    def way(kernel, **o):
-        way = attention.way(kernel, HEADS, KV_HEADS, HEAD, at.gpu.shared_most)
+    def launch(way, **o):
         first = np.arange(0, n, way.span, dtype=I32)
         if way.span not in spans:
             spans[way.span] = [*map(at.put, (first, np.minimum(way.span, n - first).astype(I32)))]
@@ -332,8 +331,8 @@ def attend(at, rng, n):
         at.launch(f"ops/{way.kernel}", grid, arguments, way.shared, **way.defines, **o)
 
     spans = {}
-    kernels = "attention_mma", *([attention.KERNEL] if at.gpu.warpgroups else [])
-    ways = {kernel: partial(way, kernel) for kernel in kernels}
+    every = attention.ways(HEADS, KV_HEADS, HEAD, at.gpu)
+    ways = {way.kernel: partial(launch, way) for way in every}
     return ways, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 

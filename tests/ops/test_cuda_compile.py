@@ -17,7 +17,6 @@ from isobit.backends.cpu.sampler import Columns, Row
 from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend
 from isobit.backends.cuda.device import compile
 from isobit.backends.cuda.device.layout import Layout
-from isobit.backends.cuda.ops import attention as attention_ways
 from isobit.config import EngineConfig
 from isobit.gguf.formats import FORMATS
 from isobit.gguf.reader import GGUFFile
@@ -120,10 +119,10 @@ def kernels():
     gpu.asked.add(("ops/send", tuple(sorted(mirrored.items()))))
     attention = {**mirrored, "HEAD": "128", "STAGE": "2", "OUT_HEADS": "32"}
     gpu.asked.add(("ops/attention_mma", tuple(sorted(attention.items()))))
-    for name in attention_ways.WARPGROUP_WAYS:
-        way = attention_ways.way(name, 32, 4, 128, gpu.shared_most)
-        defines = {"PLANES": "2"} | {k: str(v) for k, v in way.defines.items()}
-        gpu.asked.add((f"ops/{way.kernel}", tuple(sorted(defines.items()))))
+    gpu.asked.add(("ops/attention_wgmma", (("PLANES", "2"),)))
+    gpu.asked.add(
+        ("ops/attention_wgmma", (("MIRRORED", "2"), ("OUT_HEADS", "32"), ("PLANES", "2")))
+    )
     for name, stages in (("Q4_K", "3"), ("Q6_K", "2")):  # of wider products than the sample has
         for narrow in ({}, {"NARROW": "1"}):
             how = {f"MMA_{name}": "1", "STAGES": stages, "PLANES": "2", **narrow}

@@ -40,22 +40,11 @@ DEV void computed(int (&c)[N]) {
     "k32.s32.s8.s8 {" c "}, " a ", " b ", p;\n}"
 // c += A B, or = where there is nothing yet (more is false), over 32 values: A 64 x 32, a warp's 16 rows; B 32 x 2N.
 // Registers as those of product32 (mma.cuh), the columns 8 at a time.
-DEV void product_rows(int (&c)[8], const int (&a)[4], Matrix b, bool more) {
-    asm volatile(PRODUCT(16, N8, "{%8, %9, %10, %11}", "%13", "%12")
-                 : C8(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(more)));
-}
 DEV void product_rows(int (&c)[16], const int (&a)[4], Matrix b, bool more) {
     asm volatile(PRODUCT(32, N16, "{%16, %17, %18, %19}", "%21", "%20")
                  : C16(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(more)));
 }
-DEV void product_rows(int (&c)[32], const int (&a)[4], Matrix b, bool more) {
-    asm volatile(PRODUCT(64, N32, "{%32, %33, %34, %35}", "%37", "%36")
-                 : C16(c, 0), C16(c, 16) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(more)));
-}
 // The same, A in shared memory.
-DEV void product_rows(int (&c)[16], Matrix a, Matrix b, bool more) {
-    asm volatile(PRODUCT(32, N16, "%16", "%18", "%17") : C16(c, 0) : "l"(a), "l"(b), "r"(int(more)));
-}
 DEV void product_rows(int (&c)[32], Matrix a, Matrix b, bool more) {
     asm volatile(PRODUCT(64, N32, "%32", "%34", "%33")
                  : C16(c, 0), C16(c, 16) : "l"(a), "l"(b), "r"(int(more)));

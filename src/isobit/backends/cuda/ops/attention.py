@@ -1,9 +1,10 @@
 """Attention: a query head of a token a block, or many tokens on tensor cores; in a step, tiles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from isobit.backends.base.workspace import TILES
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.ops.append import padded_head, queries
 from isobit.backends.cuda.workspace import Pass, Slot
@@ -14,6 +15,7 @@ from isobit.numerics.ops import TOKENS, Attention
 _TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
 """Tokens of one query head in one tensor-core product of attention_mma.cu."""
+_WARPGROUP_ROWS = 128  # tokens of each query head that a block of attention_wgmma.cu takes
 
 
 def supports(op: Op) -> str | None:
@@ -24,7 +26,7 @@ def supports(op: Op) -> str | None:
 
 @dataclass(frozen=True)
 class Way:
-    """A kernel of many tokens on tensor cores."""
+    """A kernel of many tokens on tensor cores, for heads of some number and size."""
 
     kernel: str
     span: int
@@ -35,36 +37,19 @@ class Way:
     defines: Mapping[str, int]
 
 
-KERNEL = "2 groups"
-WARPGROUP_WAYS: dict[str, tuple[int, int, int, int, int]] = {
-    "2 groups": (256, 4, 64, 32, 2),
-    "2 groups, 64 channels": (256, 4, 64, 64, 1),
-    "2 groups, 32 keys": (256, 4, 32, 32, 2),
-    "3 groups": (384, 4, 32, 32, 1),
-    "3 groups, 16 channels": (384, 4, 32, 16, 2),
-    "1 group": (128, 2, 64, 32, 2),
-}
-
-
-def way(kernel: str, heads: int, kv_heads: int, head_dim: int, shared_most: int) -> Way | None:
-    """The kernel for such heads, None if there is none."""
+def ways(heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> Iterator[Way]:
+    """Those that this device has, the fastest first."""
     group = heads // kv_heads
-    if kernel in WARPGROUP_WAYS:
-        block, stages, keys, channels, flying = WARPGROUP_WAYS[kernel]
-        rows, tile = block // 128 * 64, 4 * KV_PAGE * 128
-        if head_dim != 128 or group > rows:
-            return None
-        shared = stages * (tile + 8 * KV_PAGE + 16) + rows * 2 * 128
-        defines = {"BLOCK": block, "STAGES": stages, "KEYS_AT_ONCE": keys}
-        defines |= {"CHANNELS_AT_ONCE": channels, "IN_FLIGHT": flying}
-        return Way("attention_wgmma", rows // group, 1, shared, defines)
-    if head_dim not in (64, 96, 128):
-        return None
-    tile = 2 * KV_PAGE * (head_dim + 16) + 2 * head_dim * (KV_PAGE + 16) + 8 * KV_PAGE
-    stage = 2 if 4 * tile <= shared_most else 1  # tiles; two stages are held
-    span = MMA_ROWS * (WARPS // min(group, WARPS))
-    defines = {"HEAD": head_dim, "STAGE": stage}
-    return Way("attention_mma", span, -(-group // WARPS), 2 * stage * tile, defines)
+    if gpu.warpgroups and head_dim == 128 and group <= _WARPGROUP_ROWS:
+        stage = 4 * KV_PAGE * 128 + 8 * KV_PAGE + 16
+        shared = 4 * stage + _WARPGROUP_ROWS * 2 * 128
+        yield Way("attention_wgmma", _WARPGROUP_ROWS // group, 1, shared, {})
+    if head_dim in (64, 96, 128):
+        tile = 2 * KV_PAGE * (head_dim + 16) + 2 * head_dim * (KV_PAGE + 16) + 8 * KV_PAGE
+        stage = 2 if 4 * tile <= gpu.shared_most else 1  # tiles; two stages are held
+        span, blocks = MMA_ROWS * (WARPS // min(group, WARPS)), -(-group // WARPS)
+        defines = {"HEAD": head_dim, "STAGE": stage}
+        yield Way("attention_mma", span, blocks, 2 * stage * tile, defines)
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -80,9 +65,8 @@ def lower(g: Lowering, op: Op) -> None:
     to, exchange = g.target(y)
     mirrored = {"OUT_HEADS": to.stride // size} if to.stride != y.shape.width else {}
     window, sinks = _limits(g, op)
-    kernel = KERNEL if g.gpu.warpgroups and size == 128 else "attention_mma"
-    many = way(kernel, heads, cache.heads, size, g.gpu.shared_most)
-    if op.weights or window:  # neither kernel of many tokens knows these
+    many = next(ways(heads, cache.heads, size, g.gpu), None)
+    if op.weights or window:  # no kernel of many tokens knows these
         many = None
     length = many.span if many else 0
     if length and length not in g.spans:

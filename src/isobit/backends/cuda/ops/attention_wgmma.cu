@@ -9,8 +9,9 @@
 #include "wgmma.cuh"
 
 constexpr int HEAD = 128, ROWS = 64, STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
-constexpr int GROUPS = BLOCK / 128, WARPS = BLOCK / WARP;  // of the block
-constexpr int AHEAD = STAGES > 2 ? 2 : 1;                  // tiles on their way
+constexpr int GROUPS = THREADS / 128, WARPS = THREADS / WARP;  // of the block
+constexpr int STAGES = 4, AHEAD = 2;      // tiles that are held, and on their way
+constexpr int PART = 32, IN_FLIGHT = 2;  // channels of values at once; such products under way
 
 struct __align__(1024) KeyTile {
     uint8 k[2][KV_PAGE * 128];  // plane; a row is a key
@@ -25,14 +26,12 @@ struct Shared {
 
 DEV void fetch(Shared* sh, int stage, const Cache& cache, int page, int head) {
     KeyTile& to = sh->tile[stage];
-    constexpr int CHUNKS = 2 * KV_PAGE * HEAD / 16;
     const int8 *k = cache.keys(page, head, 0), *v = cache.values(page, head, 0);
 #pragma unroll
-    for (int n = 0; n < (CHUNKS + BLOCK - 1) / BLOCK; n++) {
-        int i = n * BLOCK + threadIdx.x, channel = i % (CHUNKS / 2) / 4;
-        if (CHUNKS % BLOCK && i >= CHUNKS) break;
+    for (int i = threadIdx.x; i < 2 * KV_PAGE * HEAD / 16; i += THREADS) {
+        int plane = i / (KV_PAGE * HEAD / 16), channel = i / 4 % HEAD;
         copy_async(to.k[0] + swizzled(i / 8, i % 8), k + 16 * i);
-        copy_async(to.v + swizzled(channel, i / (CHUNKS / 2) * 4 + i % 4), v + 16 * i);
+        copy_async(to.v + swizzled(channel, 4 * plane + i % 4), v + 16 * i);
     }
     if (threadIdx.x < 2 * KV_PAGE / 4) {
         int i = threadIdx.x % (KV_PAGE / 4) * 4;
@@ -51,46 +50,41 @@ struct Rows {
 
 // s of section 6 for the lane's keys: [column of 8 keys][fragment].
 DEV void scores(Matrix q, const Shared* sh, int stage, const float (&dq)[2], float (&s)[KEY_COLUMNS][4]) {
-    constexpr int N = KEYS_AT_ONCE;
+    constexpr int N = KV_PAGE / 2;
     Matrix k = matrix_at(sh->tile[stage].k);
-    int t = lane_id() % 4;
+    int sum[2][2][N], t = lane_id() % 4;  // [plane of k][plane of q]
+    products_begin();
 #pragma unroll
-    for (int first = 0; first < KV_PAGE; first += N) {
-        int sum[2][2][N / 2];  // [plane of k][plane of q]
-        products_begin();
+    for (int plane = 0; plane < 2; plane++) {
 #pragma unroll
-        for (int plane = 0; plane < 2; plane++) {
+        for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int step = 0; step < STEPS; step++)
+            for (int p = 0; p < 2; p++)
+                product_rows(sum[plane][p], q + p * (ROWS * 8) + 2 * step,
+                             k + plane * (KV_PAGE * 8) + 2 * step, step > 0);
+        products_commit();
+    }
+    float high[N];
+    products_wait<1>();
+    computed(sum[0][0]), computed(sum[0][1]);
 #pragma unroll
-                for (int p = 0; p < 2; p++)
-                    product_rows(sum[plane][p], q + p * (ROWS * 8) + 2 * step,
-                                 k + plane * (KV_PAGE * 8) + first * 8 + 2 * step, step > 0);
-            products_commit();
-        }
-        float high[N / 2];
-        products_wait<1>();
-        computed(sum[0][0]), computed(sum[0][1]);
+    for (int i = 0; i < N; i++) high[i] = float(sum[0][0][i] * 256 + sum[0][1][i]);
+    products_wait<0>();
+    computed(sum[1][0]), computed(sum[1][1]);
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) high[i] = float(sum[0][0][i] * 256 + sum[0][1][i]);
-        products_wait<0>();
-        computed(sum[1][0]), computed(sum[1][1]);
+    for (int n = 0; n < KEY_COLUMNS; n++) {
+        float2 dk = *reinterpret_cast<const float2*>(sh->dk[stage] + 8 * n + 2 * t);
 #pragma unroll
-        for (int n = 0; n < N / 8; n++) {
-            float2 dk = *reinterpret_cast<const float2*>(sh->dk[stage] + first + 8 * n + 2 * t);
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[first / 8 + n][i] =
-                    mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x),
-                        __fmaf_rn(high[4 * n + i], 256.0f,  // see combine_planes
-                                  float(sum[1][0][4 * n + i] * 256 + sum[1][1][4 * n + i])));
+        for (int i = 0; i < 4; i++) {
+            int low = sum[1][0][4 * n + i] * 256 + sum[1][1][4 * n + i];
+            float dot = __fmaf_rn(high[4 * n + i], 256.0f, float(low));  // see combine_planes
+            s[n][i] = mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x), dot);
         }
     }
 }
 
-// Weights times values for N channels: [plane of v][plane of the weights].
-template <int N>
-DEV void value_products(Matrix v, const int (&weights)[2][2][4], int (&sum)[2][2][N / 2]) {
+// Weights times values for a part of the channels: [plane of v][plane of the weights].
+DEV void value_products(Matrix v, const int (&weights)[2][2][4], int (&sum)[2][2][PART / 2]) {
     products_begin();
 #pragma unroll
     for (int step = 0; step < 2; step++)
@@ -110,20 +104,19 @@ DEV void add_tile(Matrix q, const Shared* sh, int stage, int n, Rows& rows) {
     int seen[2] = {rows.position[0] - n * KV_PAGE, rows.position[1] - n * KV_PAGE};
     scores(q, sh, stage, rows.dq, p);
     weigh<WHOLE>(sh->dv[stage], p, seen, mt, lt, gt, weights);
-    constexpr int N = CHANNELS_AT_ONCE, PARTS = HEAD / N;
-    int sum[IN_FLIGHT][2][2][N / 2];
+    constexpr int PARTS = HEAD / PART, AHEAD = IN_FLIGHT - 1;
+    int sum[IN_FLIGHT][2][2][PART / 2];
     Matrix v = matrix_at(sh->tile[stage].v);
 #pragma unroll
-    for (int part = 0; part < IN_FLIGHT - 1; part++) value_products<N>(v + part * N * 8, weights, sum[part]);
+    for (int part = 0; part < AHEAD; part++) value_products(v + part * PART * 8, weights, sum[part]);
 #pragma unroll
     for (int r = 0; r < 2; r++)
         merge_row(WHOLE || seen[r] >= 0, mt[r], lt[r], rows.m[r], rows.l[r], a[r], b[r]);
     scale_outputs(rows.o, a);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-        constexpr int AHEAD = IN_FLIGHT - 1;
         if (part + AHEAD < PARTS) {
-            value_products<N>(v + (part + AHEAD) * N * 8, weights, sum[(part + AHEAD) % IN_FLIGHT]);
+            value_products(v + (part + AHEAD) * PART * 8, weights, sum[(part + AHEAD) % IN_FLIGHT]);
             products_wait<AHEAD>();
         } else {
             products_wait<0>();
@@ -131,10 +124,10 @@ DEV void add_tile(Matrix q, const Shared* sh, int stage, int n, Rows& rows) {
         auto& of = sum[part % IN_FLIGHT];
         computed(of[0][0]), computed(of[0][1]), computed(of[1][0]), computed(of[1][1]);
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) {
+        for (int i = 0; i < PART / 2; i++) {
             float next = mul(gt[i % 4 / 2], combine_planes<2>(of[0][0][i] * 256 + of[0][1][i],
                                                               of[1][0][i] * 256 + of[1][1][i]));
-            float& o = rows.o[part * N / 8 + i / 4][i % 4];
+            float& o = rows.o[part * PART / 8 + i / 4][i % 4];
             o = add(o, mul(next, b[i % 4 / 2]));
         }
     }
@@ -146,7 +139,7 @@ DEV void add_tile(Matrix q, const Shared* sh, int stage, int n, Rows& rows) {
 #ifndef OUT_HEADS
 #define OUT_HEADS n_heads
 #endif
-KERNEL(BLOCK) attention_wgmma(const short* q_int, const float* dq_all, const int* positions, const int* sequence,
+KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const int* positions, const int* sequence,
                               const int* pages, int pages_per_sequence, const int* span_first,
                               const int* span_count, int n_heads, int8* k, int8* v, float* dk, float* dv,
                               int kv_heads, int padded, float* out, const uint64* exchanges) {
@@ -179,7 +172,7 @@ KERNEL(BLOCK) attention_wgmma(const short* q_int, const float* dq_all, const int
         if (lane == 0) arrive(&sh->full[n % STAGES]);
     };
     for (int n = 0; n < AHEAD; n++) fetch_tile(n);
-    for (int i = threadIdx.x; i < GROUPS * ROWS * HEAD / 8; i += BLOCK) {
+    for (int i = threadIdx.x; i < GROUPS * ROWS * HEAD / 8; i += THREADS) {
         int row = i / (HEAD / 8), c = i % (HEAD / 8);
         int4 v = *reinterpret_cast<const int4*>(q_int + vector(row) * HEAD + 8 * c);
         int high[2], low[2];
@@ -216,7 +209,7 @@ KERNEL(BLOCK) attention_wgmma(const short* q_int, const float* dq_all, const int
     Matrix q = matrix_at(sh->q[warpgroup]);
     written_for_products();
     __syncthreads();
-    if (AHEAD > 1) fetched(0);
+    fetched(0);
 #pragma unroll 1
     for (int n = 0; n < tiles; n++) {
         int stage = n % STAGES, next = n + AHEAD;
