@@ -9,6 +9,7 @@ take at 4.2 TB/s. OUT: a folder. ONLY: a part of an operation's name.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -320,19 +321,19 @@ def attend(at, rng, n):
             right &= same(got[:, h], numerics.attention(mine, rows.astype(I32), *cached))
         yield right
 
-    def way(**o):
-        tile = 2 * KV_PAGE * (HEAD + 16) + 2 * HEAD * (KV_PAGE + 16) + 8 * KV_PAGE
-        at.launch("ops/attention_mma", grid, arguments, 4 * tile, HEAD=HEAD, STAGE=2, **o)
+    def launch(way, **o):
+        first = np.arange(0, n, way.span, dtype=I32)
+        if way.span not in spans:
+            spans[way.span] = [*map(at.put, (first, np.minimum(way.span, n - first).astype(I32)))]
+        arguments = prompt.q_int, prompt.dq, *prompt.where, *spans[way.span], HEADS
+        arguments += (*prompt.cache, KV_HEADS, HEAD, out, 0)
+        grid = KV_HEADS, len(first), way.blocks
+        at.launch(f"ops/{way.kernel}", grid, arguments, way.shared, **way.defines, **o)
 
-    span = attention.span_length(HEADS, KV_HEADS, HEAD)
-    first = np.arange(0, n, span, dtype=I32)
-    spans = at.put(first), at.put(np.minimum(span, n - first).astype(I32))
-    arguments = prompt.q_int, prompt.dq, *prompt.where, *spans, HEADS, *prompt.cache
-    arguments, grid = (
-        (*arguments, KV_HEADS, HEAD, out, 0),
-        (KV_HEADS, len(first), -(-group // 8)),
-    )
-    return {"": way}, check, n * HEAD * 6 * (HEADS + KV_HEADS)
+    spans = {}
+    every = attention.ways(HEADS, KV_HEADS, HEAD, at.gpu)
+    ways = {way.kernel: partial(launch, way) for way in every}
+    return ways, check, n * HEAD * 6 * (HEADS + KV_HEADS)
 
 
 def floats(rng, *shape):

@@ -17,7 +17,7 @@ class Listener:
     def __init__(self, gpu):
         self.multiprocessors, self.shared_most = gpu.multiprocessors, gpu.shared_most
         self.cache_bytes, self.memory, self.asked = gpu.cache_bytes, gpu.memory, set()
-        self.alone = True
+        self.alone, self.warpgroups = True, gpu.warpgroups
 
     def upload(self, *_):
         pass

@@ -29,7 +29,7 @@ class SimulatedGpu:
     """The Gpu protocol; a queue of work, each with its time."""
 
     name, multiprocessors, may_wait, alone = "simulated GPU", 132, True, True
-    shared_most, cache_bytes = 227 << 10, 50 << 20
+    shared_most, cache_bytes, warpgroups = 227 << 10, 50 << 20, True
 
     def __init__(self, _=0):
         self._next, self._done, self._queues = 1 << 20, 0.0, True

@@ -134,7 +134,7 @@ static void run(uint3_ grid, unsigned threads, size_t shared, unsigned at_once, 
     unsigned blocks = grid.x * grid.y * grid.z;
     size_t fibers = size_t(at_once) * threads;
     Stacks stacks(fibers * STACK);
-    std::vector<char> dynamic(at_once * (shared + 64) + 64);
+    std::vector<char> dynamic(at_once * (shared + 1024) + 1024);
     for (unsigned first = 0; first < blocks; first += at_once) {
         std::vector<Block> group(at_once);
         together = &group;
@@ -145,7 +145,7 @@ static void run(uint3_ grid, unsigned threads, size_t shared, unsigned at_once, 
             group[b].index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
             group[b].live = threads;
             group[b].warps.resize(threads / 32);
-            size_t at = (size_t(dynamic.data()) + b * (shared + 64) + 63) / 64 * 64;
+            size_t at = (size_t(dynamic.data()) + b * (shared + 1024) + 1023) / 1024 * 1024;
             group[b].shared = (char*)at;
             memset(group[b].shared, 0xa5, shared);
             reset_copies();
@@ -242,7 +242,7 @@ template <int PENDING> void wait_copies() {
 static inline int __ffs(unsigned v) { return __builtin_ffs(v); }
 typedef unsigned long long Arrival;
 namespace emu {
-struct State { int phase; int pending; };
+struct State { int phase; short pending, count; };
 struct Bulk { void* to; const void* from; int bytes; Arrival* a; };
 static std::vector<Bulk> bulks;
 static std::vector<std::pair<Arrival*, long>> expected;
@@ -253,7 +253,7 @@ static long& bytes_of(Arrival* a) {
     return expected.back().second;
 }
 static void complete(Arrival* a) {
-    if (state(a).pending == 0 && bytes_of(a) == 0) { state(a).phase++; state(a).pending = 1; progress++; }
+    if (state(a).pending == 0 && bytes_of(a) == 0) { state(a).phase++; state(a).pending = state(a).count; progress++; }
 }
 static void land(size_t i) {
     Bulk b = bulks[i];
@@ -268,7 +268,11 @@ static void reset_bulks() {
     expected.clear();
 }
 }
-static inline void arrival_init(Arrival* a) { emu::state(a) = {0, 1}; emu::bytes_of(a) = 0; }
+static inline void arrival_init(Arrival* a, int count = 1) { emu::state(a) = {0, short(count), short(count)}; emu::bytes_of(a) = 0; }
+static inline void arrive(Arrival* a) {
+    emu::state(a).pending--;
+    emu::complete(a);
+}
 static inline void arrival_expect(Arrival* a, int bytes) {
     if (emu::state(a).pending != 1) { fprintf(stderr, "emulator: a phase expected twice\n"); abort(); }
     emu::bytes_of(a) += bytes;
@@ -345,6 +349,37 @@ template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], cons
 }
 static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b); }
 static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b); }
+// Products of warpgroups (wgmma.cuh): of a warp's own 16 rows, at once. Where a byte of a matrix lies: bits of the
+// address itself choose the order of chunks.
+typedef unsigned long long Matrix;
+static inline Matrix matrix_at(const void* p) { return size_t(p) / 16; }
+static inline int matrix_byte(Matrix m, int row, int k) {
+    size_t at = m * 16 + 128 * row + k;
+    return *(const signed char*)(at ^ (at >> 7 & 7) << 4);
+}
+static inline void products_begin() {}
+static inline void products_commit() {}
+template <int PENDING> void products_wait() {}
+template <int N> void computed(int (&)[N]) {}
+static inline void written_for_products() {}
+template <int N, class A> void product_of_rows(int (&c)[N], A a, Matrix b, bool more) {
+    for (int i = 0; i < N; i++) {
+        int row = threadIdx.x % 32 / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+        c[i] = more ? c[i] : 0;
+        for (int k = 0; k < 32; k++) c[i] += a(row, k) * matrix_byte(b, column, k);
+    }
+}
+template <int N> void product_rows(int (&c)[N], const int (&a)[4], Matrix b, bool more) {
+    int as[4][32];
+    gather_lanes(a, as);
+    product_of_rows(c, [&](int row, int k) { return int((signed char)(as[k / 16 * 2 + row / 8][row % 8 * 4 + k % 16 / 4] >> 8 * (k % 4))); }, b, more);
+}
+template <int N> void product_rows(int (&c)[N], Matrix a, Matrix b, bool more) {
+    int first = threadIdx.x / 32 % 4 * 16;
+    __syncwarp();
+    product_of_rows(c, [&](int row, int k) { return matrix_byte(a, first + row, k); }, b, more);
+    __syncwarp();
+}
 static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
     unsigned long long both = (unsigned long long)y << 32 | x;
     unsigned r = 0;

@@ -96,6 +96,7 @@ class EmulatedGpu:
     def __init__(self, seed: int = 1, *, bulk: bool = False) -> None:
         """bulk: with Hopper's bulk copies, else with Ampere's."""
         self._defines = {"BULK_COPIES": ""} if bulk else {}
+        self.warpgroups = bulk
         self._copy: int | None = None
         self._rng = np.random.default_rng(seed)
         memory = _library("ops/add", ())

@@ -25,6 +25,7 @@ class Card:
     multiprocessors = 128
     shared_most = 99 << 10
     cache_bytes = 72 << 20
+    warpgroups = False
 
     def memory(self):
         return CARD, CARD

@@ -42,9 +42,10 @@ ISOBIT_FN float from_bits(unsigned u) {
 ISOBIT_FN float biased(float x) { return add(x, 12582912.0f); }
 ISOBIT_FN int round_int(float x) { return (int)(bits(biased(x)) - 0x4b400000u); }
 
-// exp(c), section 5, for -87 <= c <= 88. n is +0 where rint may give -0; r is the same.
-ISOBIT_FN float exp_between(float c) {
-    float integer = biased(mul(c, from_bits(0x3fb8aa3b)));
+// exp(c), section 5, for -87 <= c <= 88, as p * 2^n, n being in the low bits of `integer`. n is +0 where rint may
+// give -0; r is the same.
+ISOBIT_FN float exp_part(float c, float& integer) {
+    integer = biased(mul(c, from_bits(0x3fb8aa3b)));
     float n = sub(integer, 12582912.0f);
     float r = sub(sub_exact_product(c, n, from_bits(0x3f318000)), mul(n, from_bits(0xb95e8083)));
     float p = from_bits(0x3ab511e7);
@@ -53,7 +54,10 @@ ISOBIT_FN float exp_between(float c) {
     p = add(mul(p, r), from_bits(0x3e2aaa49));
     p = add(mul(p, r), from_bits(0x3efffffe));
     p = add(mul(p, r), 1.0f);
-    p = add(mul(p, r), 1.0f);
+    return add(mul(p, r), 1.0f);
+}
+ISOBIT_FN float exp_between(float c) {
+    float integer, p = exp_part(c, integer);
     return mul(p, from_bits((bits(integer) << 23) + (127u << 23)));  // a NaN comes through p
 }
 

@@ -55,7 +55,7 @@ class Pass:
     count: int = 0
     """… and how many."""
     spans: Mapping[int, int] = field(default_factory=dict)
-    """Spans of attention_mma.cu by their length."""
+    """How many spans there are of each length, for attention of many tokens."""
     many: bool = True
     """Whether a sequence may have more than FEW_TILES tiles of keys."""
 

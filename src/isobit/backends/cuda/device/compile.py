@@ -152,11 +152,12 @@ def _place(stem: str, arch: str, defines: Mapping[str, str]) -> Path:
     return _cache_directory() / f"{Path(stem).name}-{key}.cubin"
 
 
-def _options(arch: str, defines: Mapping[str, str]) -> list[str]:
+def _options(stem: str, arch: str, defines: Mapping[str, str]) -> list[str]:
     """What the compiler is asked for, besides where headers lie."""
+    # Warpgroups and what is sent to a whole cluster are for Hopper's own variant (PTX ISA).
+    own = "CLUSTER" in defines or stem.endswith("wgmma")
     return [
-        # What is sent to a whole cluster is optimised for Hopper's own variant alone (PTX ISA).
-        f"-arch={'sm_90a' if arch == 'sm_90' and 'CLUSTER' in defines else arch}",
+        f"-arch={arch + 'a' if arch == 'sm_90' and own else arch}",
         "--ftz=false",
         "--prec-sqrt=true",
         "--prec-div=true",
@@ -175,7 +176,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
         return values[0] if values else None
 
     source = (SOURCES / f"{stem}.cu").read_bytes()
-    options = [*_options(arch, defines), *(f"--include-path={folder}" for folder in INCLUDE)]
+    options = [*_options(stem, arch, defines), *(f"--include-path={folder}" for folder in INCLUDE)]
     program = asked(*nvrtc.nvrtcCreateProgram(source, f"{stem}.cu".encode(), 0, [], []))
     try:
         done = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
@@ -195,7 +196,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
 
 def _key(stem: str, arch: str, defines: Mapping[str, str], compiler: str) -> str:
     """What a compiled file depends on: sources, options and the compiler."""
-    digest = hashlib.sha256(repr((compiler, _headers(), _options(arch, defines))).encode())
+    digest = hashlib.sha256(repr((compiler, _headers(), _options(stem, arch, defines))).encode())
     digest.update((SOURCES / f"{stem}.cu").read_bytes())
     return digest.hexdigest()[:32]
 

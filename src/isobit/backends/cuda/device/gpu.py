@@ -110,6 +110,7 @@ class CudaGpu:
         self.cache_bytes = _attribute(driver, device, "L2_CACHE_SIZE")
         self.shared_most = _attribute(driver, device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.arch = "sm_{}{}".format(*_capability(driver, device))
+        self.warpgroups = self.arch == "sm_90"
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
         self._config = lru_cache(4096)(partial(launch_config, driver, self._stream))

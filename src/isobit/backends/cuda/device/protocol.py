@@ -19,6 +19,8 @@ class Gpu(Protocol):
     """Shared memory that a block can have, in bytes."""
     cache_bytes: int
     """The device's own cache of its memory (L2), in bytes."""
+    warpgroups: bool
+    """Whether it has Hopper's products of warpgroups."""
 
     @property
     def may_wait(self) -> bool:

@@ -23,9 +23,13 @@ DEV void wait_copies() {
 // Hopper's copies of whole runs of bytes (a multiple of 16) are counted by an Arrival in shared memory:
 // one thread says how many bytes to expect, then all who wait see each phase end when they are there.
 typedef unsigned long long Arrival;
-DEV void arrival_init(Arrival* a) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(a)) : "memory");
+DEV void arrival_init(Arrival* a, int count = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(a)), "r"(count) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// One of those that were said at the beginning to come.
+DEV void arrive(Arrival* a) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(a)) : "memory");
 }
 DEV void arrival_expect(Arrival* a, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"

@@ -1,8 +1,10 @@
 """Attention: a query head of a token a block, or many tokens on tensor cores; in a step, tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from isobit.backends.base.workspace import TILES
+from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Lowering
 from isobit.backends.cuda.ops.append import padded_head, queries
 from isobit.backends.cuda.workspace import Pass, Slot
@@ -13,6 +15,7 @@ from isobit.numerics.ops import TOKENS, Attention
 _TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
 """Tokens of one query head in one tensor-core product of attention_mma.cu."""
+_WARPGROUP_ROWS = 128  # tokens of each query head that a block of attention_wgmma.cu takes
 
 
 def supports(op: Op) -> str | None:
@@ -21,9 +24,32 @@ def supports(op: Op) -> str | None:
     return None if q[1] == k[1] == v[1] else f"expected head vectors of one size, got {q}, {k}, {v}"
 
 
-def span_length(heads: int, kv_heads: int, head_dim: int) -> int:
-    """Tokens that a block of attention_mma.cu takes; 0 if it does not know this head_dim."""
-    return MMA_ROWS * (WARPS // min(heads // kv_heads, WARPS)) if head_dim in (64, 96, 128) else 0
+@dataclass(frozen=True)
+class Way:
+    """A kernel of many tokens on tensor cores, for heads of some number and size."""
+
+    kernel: str
+    span: int
+    """Tokens that a block takes of one sequence."""
+    blocks: int
+    """Blocks that share the heads of a span."""
+    shared: int
+    defines: Mapping[str, int]
+
+
+def ways(heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> Iterator[Way]:
+    """Those that this device has, the fastest first."""
+    group = heads // kv_heads
+    if gpu.warpgroups and head_dim == 128 and group <= _WARPGROUP_ROWS:
+        stage = 4 * KV_PAGE * 128 + 8 * KV_PAGE + 16
+        shared = 4 * stage + _WARPGROUP_ROWS * 2 * 128
+        yield Way("attention_wgmma", _WARPGROUP_ROWS // group, 1, shared, {})
+    if head_dim in (64, 96, 128):
+        tile = 2 * KV_PAGE * (head_dim + 16) + 2 * head_dim * (KV_PAGE + 16) + 8 * KV_PAGE
+        stage = 2 if 4 * tile <= gpu.shared_most else 1  # tiles; two stages are held
+        span, blocks = MMA_ROWS * (WARPS // min(group, WARPS)), -(-group // WARPS)
+        defines = {"HEAD": head_dim, "STAGE": stage}
+        yield Way("attention_mma", span, blocks, 2 * stage * tile, defines)
 
 
 def lower(g: Lowering, op: Op) -> None:
@@ -36,18 +62,20 @@ def lower(g: Lowering, op: Op) -> None:
     if g.captured:
         _lower_step(g, op, integers, scales)
         return
-    (to, exchange), length = g.target(y), span_length(heads, cache.heads, size)
+    to, exchange = g.target(y)
     mirrored = {"OUT_HEADS": to.stride // size} if to.stride != y.shape.width else {}
     window, sinks = _limits(g, op)
-    if op.weights or window:  # attention_mma.cu knows neither
-        length = 0
+    many = next(ways(heads, cache.heads, size, g.gpu), None)
+    if op.weights or window:  # no kernel of many tokens knows these
+        many = None
+    length = many.span if many else 0
     if length and length not in g.spans:
         g.spans[length] = g.fixed("span_first", 1, TOKENS), g.fixed("span_count", 1, TOKENS)
 
     def make(p: Pass) -> None:
         at = p.inputs
         asked = (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
-        if not p.spans.get(length):
+        if many is None or not p.spans.get(length):
             g.launch(
                 "ops/attention",
                 (heads, p.tokens),
@@ -56,16 +84,13 @@ def lower(g: Lowering, op: Op) -> None:
                 {"PADDED_HEAD": padded_head(size), **exchange.defines, **mirrored},
             )
             return
-        group = heads // cache.heads
-        tile_bytes = 2 * KV_PAGE * (size + 16) + 2 * size * (KV_PAGE + 16) + 8 * KV_PAGE
-        stage = 2 if 4 * tile_bytes <= g.gpu.shared_most else 1  # tiles; two stages are held
         spans = (slot.address for slot in g.spans[length])
         g.launch(
-            "ops/attention_mma",
-            (cache.heads, p.spans[length], -(-group // WARPS)),
+            f"ops/{many.kernel}",
+            (cache.heads, p.spans[length], many.blocks),
             (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0]),
-            {"HEAD": size, "STAGE": stage, **exchange.defines, **mirrored},
-            shared=2 * stage * tile_bytes,
+            {**many.defines, **exchange.defines, **mirrored},
+            shared=many.shared,
         )
 
     g.emit(make, y)

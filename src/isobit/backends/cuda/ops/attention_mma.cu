@@ -6,12 +6,12 @@
 // stage of two, warps may drift apart: some weigh while tensor cores work for others. Integer sums may
 // take the keys of a tile in any order, so v's positions lie in value_slot's order: four that one
 // lane holds of the scores are then one register of the next product.
-#include "cache.cuh"
 #include "mirrors.cuh"
 #include "mma.cuh"
+#include "weigh.cuh"
 
 constexpr int K_STRIDE = HEAD + 16, V_STRIDE = KV_PAGE + 16;  // bytes; no bank is met twice
-constexpr int KEY_COLUMNS = KV_PAGE / 8, STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
+constexpr int STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
 
 struct KeyTile {
     uint8 k[2][KV_PAGE * K_STRIDE];
@@ -34,16 +34,6 @@ DEV void fetch(KeyTile& to, const Cache& cache, int page, int head) {
         if (threadIdx.x < KV_PAGE / 4) copy_async(to.dk + i, cache.dk + from);
         else copy_async(to.dv + i, cache.dv + from);
     }
-}
-
-// The larger, or the sum, over the four lanes that share a row.
-DEV float row_max(float v) {
-    v = fmaxf(v, shuffle_xor(v, 1));
-    return fmaxf(v, shuffle_xor(v, 2));
-}
-DEV uint32 row_max(uint32 v) {
-    v = max(v, shuffle_xor(v, 1));
-    return max(v, shuffle_xor(v, 2));
 }
 
 // s of section 6 for the lane's keys: [column of 8 keys][fragment].
@@ -79,20 +69,6 @@ DEV void scores(const KeyTile& key_tile, const int (&q)[2][STEPS][4], const floa
     }
 }
 
-// tree() over a row's 64 values: columns of 8 first, then the lanes of the row, then neighbours.
-DEV float row_tree(const float (&p)[KEY_COLUMNS][4], int row) {
-    float v[2];
-    for (int e = 0; e < 2; e++) {
-        int i = 2 * row + e;
-        float a = add(p[0][i], p[4][i]), b = add(p[1][i], p[5][i]);
-        float c = add(p[2][i], p[6][i]), d = add(p[3][i], p[7][i]);
-        v[e] = add(add(a, c), add(b, d));
-        v[e] = add(v[e], shuffle_xor(v[e], 2));
-        v[e] = add(v[e], shuffle_xor(v[e], 1));
-    }
-    return add(v[0], v[1]);
-}
-
 // What a lane keeps of its two rows, which are tokens of one query head: rows g and g + 8 of 16.
 struct Rows {
     int q[2][STEPS][4];
@@ -101,68 +77,6 @@ struct Rows {
     float m[2], l[2], o[CHANNEL_COLUMNS][4];
 };
 
-// Four biased integers that are not negative to bytes of both planes.
-DEV void pack_planes(const float (&biased)[4], int& high, int& low) {
-    uint32 pair[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        pair[i] = __byte_perm(isobit::bits(biased[2 * i]), isobit::bits(biased[2 * i + 1]), 0x5410);
-    low = __byte_perm(pair[0], pair[1], 0x6420);
-    high = __byte_perm(pair[0] + 0x00800080u, pair[1] + 0x00800080u, 0x7531);
-}
-
-// Scores p of the tile to m, l and g of section 6 and to the integer weights as A fragments, [plane]
-// [32 keys][fragment]; see value_slot. seen: the last key of the tile that a row sees; WHOLE: all of
-// them, in both rows.
-template <bool WHOLE>
-DEV void weigh(const KeyTile& key_tile, float (&p)[KEY_COLUMNS][4], const int (&seen)[2], float (&m)[2],
-               float (&l)[2], float (&g)[2], int (&weights)[2][2][4]) {
-    int t = lane_id() % 4;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float top = isobit::from_bits(0xff800000u);
-#pragma unroll
-        for (int c = 0; c < KEY_COLUMNS; c++)
-#pragma unroll
-            for (int e = 0; e < 2; e++)
-                if (WHOLE || 8 * c + 2 * t + e <= seen[r]) top = fmaxf(top, p[c][2 * r + e]);
-        m[r] = row_max(top);
-#pragma unroll
-        for (int c = 0; c < KEY_COLUMNS; c++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {  // no branches: many are under way at once
-                float& v = p[c][2 * r + e];
-                v = isobit::exp_of_negative(sub(v, m[r]));
-                v = WHOLE || 8 * c + 2 * t + e <= seen[r] ? v : 0.0f;
-            }
-        l[r] = row_tree(p, r);
-        uint32 amax = 0;
-#pragma unroll
-        for (int c = 0; c < KEY_COLUMNS; c++) {
-            float2 dv = *reinterpret_cast<const float2*>(key_tile.dv + 8 * c + 2 * t);
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                float& v = p[c][2 * r + e];
-                v = mul(v, e ? dv.y : dv.x);
-                // What no token has stored yet may be anything.
-                v = WHOLE || 8 * c + 2 * t + e <= seen[r] ? v : 0.0f;
-                amax = max(amax, magnitude(v));
-            }
-        }
-        isobit::BlockScale scale = isobit::block_scale(row_max(amax), 2);
-        g[r] = scale.d;
-        // Where scale.r is 0, so are the integers, or g is NaN and they do not matter.
-#pragma unroll
-        for (int c = 0; c < KEY_COLUMNS; c += 2) {
-            float biased[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                biased[i] = isobit::biased(mul(p[c + i / 2][2 * r + i % 2], scale.r));
-            pack_planes(biased, weights[0][c / 4][c % 4 + r], weights[1][c / 4][c % 4 + r]);
-        }
-    }
-}
-
 // Tile n of the sequence, which some row of the warp sees.
 template <bool WHOLE>
 DEV void add_tile(const KeyTile& key_tile, int n, Rows& rows) {
@@ -170,17 +84,11 @@ DEV void add_tile(const KeyTile& key_tile, int n, Rows& rows) {
     float p[KEY_COLUMNS][4], mt[2], lt[2], gt[2], a[2], b[2];
     int seen[2] = {rows.position[0] - n * KV_PAGE, rows.position[1] - n * KV_PAGE};
     scores(key_tile, rows.q, rows.dq, p);
-    weigh<WHOLE>(key_tile, p, seen, mt, lt, gt, weights);
+    weigh<WHOLE>(key_tile.dv, p, seen, mt, lt, gt, weights);
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        bool sees = WHOLE || seen[r] >= 0;
-        float before = n ? rows.m[r] : mt[r], top = fmaxf(before, mt[r]);
-        a[r] = isobit::exp(sub(before, top));
-        b[r] = isobit::exp(sub(mt[r], top));
-        float sum = add(mul(rows.l[r], a[r]), mul(lt[r], b[r]));
-        rows.l[r] = sees ? sum : rows.l[r];
-        rows.m[r] = sees ? top : rows.m[r];
-    }
+    for (int r = 0; r < 2; r++)
+        merge_row(WHOLE || seen[r] >= 0, mt[r], lt[r], rows.m[r], rows.l[r], a[r], b[r]);
+    scale_outputs(rows.o, a);
 #pragma unroll
     for (int c = 0; c < CHANNEL_COLUMNS; c++) {
         int half[2][4];
@@ -198,10 +106,8 @@ DEV void add_tile(const KeyTile& key_tile, int n, Rows& rows) {
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int r = i / 2;
-            float next = mul(gt[r], combine_planes<2>(half[0][i], half[1][i]));
-            float sum = add(mul(rows.o[c][i], a[r]), mul(next, b[r]));
-            rows.o[c][i] = WHOLE || seen[r] >= 0 ? sum : rows.o[c][i];
+            float next = mul(gt[i / 2], combine_planes<2>(half[0][i], half[1][i]));
+            rows.o[c][i] = add(rows.o[c][i], mul(next, b[i / 2]));
         }
     }
 }
@@ -257,8 +163,8 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
             }
     }
 
-    // The first tile is merged like the others, both factors being 1: -0 is what changes no value.
-    for (int r = 0; r < 2; r++) rows.l[r] = -0.0f;
+    // The first tile is merged like the others: -0 times its factor is what changes no value.
+    for (int r = 0; r < 2; r++) rows.m[r] = isobit::from_bits(0xff800000u), rows.l[r] = -0.0f;
     for (int c = 0; c < CHANNEL_COLUMNS; c++)
         for (int i = 0; i < 4; i++) rows.o[c][i] = -0.0f;
     int tile_count = furthest / KV_PAGE + 1;

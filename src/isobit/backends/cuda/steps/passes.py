@@ -187,7 +187,7 @@ class Passes:
     def _set_spans(
         self, length: int, starts: NDArray[np.integer], ends: NDArray[np.integer]
     ) -> int:
-        """Cut the tokens into the spans of attention_mma.cu; how many, 0 if that does not pay."""
+        """Cut the tokens into spans for attention of many; how many, 0 if that does not pay."""
         if int((ends - starts).max()) < MMA_ROWS:
             return 0
         first = np.concatenate([np.arange(s, e, length) for s, e in zip(starts, ends, strict=True)])

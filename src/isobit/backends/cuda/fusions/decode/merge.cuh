@@ -1,19 +1,11 @@
 // The results of attention's tiles, merged in ascending order (docs/numerics.md, section 6).
 #pragma once
 #include "step.cuh"
+#include "weigh.cuh"
 
 constexpr int GROUP = HEADS / KV_HEADS;  // query heads of one key-value head
 constexpr int FEW_TILES = 4;             // that the product after attention merges itself
 
-// m becomes the larger of m and `next`; what is of the former m counts a times, what is of next b times. One of
-// them is exp(0), which is 1.
-DEV void merge_factors(float& m, float next, float& a, float& b) {
-    float top = fmaxf(m, next);
-    bool old = m == top;
-    float e = isobit::exp(sub(old ? next : m, top));
-    a = old ? 1.0f : e, b = old ? e : 1.0f;
-    m = top;
-}
 // Eight columns of attention's output times the sigmoid of a gate, of which a head's stands behind its query.
 DEV void gate_columns(const float* gate, int column, float (&v)[8]) {
     float g[8];

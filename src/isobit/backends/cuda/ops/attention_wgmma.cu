@@ -1,0 +1,238 @@
+// Attention of many tokens on Hopper: attention_mma.cu's sums by products of warpgroups, of heads of 128.
+//
+// A row is a token of one query head of the group; a warpgroup holds 64 of them, in order of tokens, a warp 16.
+// The block's warpgroups walk the tiles of a key-value head in ascending order, and may drift apart by as much as
+// there are STAGES of tiles: some weigh while tensor cores work for others. Operands are read from shared
+// memory, so that registers are left for what products and weights give.
+#include "mirrors.cuh"
+#include "weigh.cuh"
+#include "wgmma.cuh"
+
+constexpr int HEAD = 128, ROWS = 64, STEPS = HEAD / 32, CHANNEL_COLUMNS = HEAD / 8;
+constexpr int GROUPS = THREADS / 128, WARPS = THREADS / WARP;  // of the block
+constexpr int STAGES = 4, AHEAD = 2;      // tiles that are held, and on their way
+constexpr int PART = 32, IN_FLIGHT = 2;  // channels of values at once; such products under way
+
+struct __align__(1024) KeyTile {
+    uint8 k[2][KV_PAGE * 128];  // plane; a row is a key
+    uint8 v[HEAD * 128];        // a row is a channel, of both planes
+};
+struct Shared {
+    KeyTile tile[STAGES];
+    uint8 q[GROUPS][2][ROWS * 128];
+    __align__(16) float dk[STAGES][KV_PAGE], dv[STAGES][KV_PAGE];
+    Arrival full[STAGES], empty[STAGES];
+};
+
+DEV void fetch(Shared* sh, int stage, const Cache& cache, int page, int head) {
+    KeyTile& to = sh->tile[stage];
+    const int8 *k = cache.keys(page, head, 0), *v = cache.values(page, head, 0);
+#pragma unroll
+    for (int i = threadIdx.x; i < 2 * KV_PAGE * HEAD / 16; i += THREADS) {
+        int plane = i / (KV_PAGE * HEAD / 16), channel = i / 4 % HEAD;
+        copy_async(to.k[0] + swizzled(i / 8, i % 8), k + 16 * i);
+        copy_async(to.v + swizzled(channel, 4 * plane + i % 4), v + 16 * i);
+    }
+    if (threadIdx.x < 2 * KV_PAGE / 4) {
+        int i = threadIdx.x % (KV_PAGE / 4) * 4;
+        int64 from = cache.scales(page, head) + i;
+        if (threadIdx.x < KV_PAGE / 4) copy_async(sh->dk[stage] + i, cache.dk + from);
+        else copy_async(sh->dv[stage] + i, cache.dv + from);
+    }
+}
+
+// What a lane keeps of its two rows: g and g + 8 of its warp's 16.
+struct Rows {
+    float dq[2];
+    int position[2];
+    float m[2], l[2], o[CHANNEL_COLUMNS][4];
+};
+
+// s of section 6 for the lane's keys: [column of 8 keys][fragment].
+DEV void scores(Matrix q, const Shared* sh, int stage, const float (&dq)[2], float (&s)[KEY_COLUMNS][4]) {
+    constexpr int N = KV_PAGE / 2;
+    Matrix k = matrix_at(sh->tile[stage].k);
+    int sum[2][2][N], t = lane_id() % 4;  // [plane of k][plane of q]
+    products_begin();
+#pragma unroll
+    for (int plane = 0; plane < 2; plane++) {
+#pragma unroll
+        for (int step = 0; step < STEPS; step++)
+#pragma unroll
+            for (int p = 0; p < 2; p++)
+                product_rows(sum[plane][p], q + p * (ROWS * 8) + 2 * step,
+                             k + plane * (KV_PAGE * 8) + 2 * step, step > 0);
+        products_commit();
+    }
+    float high[N];
+    products_wait<1>();
+    computed(sum[0][0]), computed(sum[0][1]);
+#pragma unroll
+    for (int i = 0; i < N; i++) high[i] = float(sum[0][0][i] * 256 + sum[0][1][i]);
+    products_wait<0>();
+    computed(sum[1][0]), computed(sum[1][1]);
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; n++) {
+        float2 dk = *reinterpret_cast<const float2*>(sh->dk[stage] + 8 * n + 2 * t);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int low = sum[1][0][4 * n + i] * 256 + sum[1][1][4 * n + i];
+            float dot = __fmaf_rn(high[4 * n + i], 256.0f, float(low));  // see combine_planes
+            s[n][i] = mul(mul(dq[i / 2], i % 2 ? dk.y : dk.x), dot);
+        }
+    }
+}
+
+// Weights times values for a part of the channels: [plane of v][plane of the weights].
+DEV void value_products(Matrix v, const int (&weights)[2][2][4], int (&sum)[2][2][PART / 2]) {
+    products_begin();
+#pragma unroll
+    for (int step = 0; step < 2; step++)
+#pragma unroll
+        for (int plane = 0; plane < 2; plane++)
+#pragma unroll
+            for (int p = 0; p < 2; p++)
+                product_rows(sum[plane][p], weights[p][step], v + 4 * plane + 2 * step, step > 0);
+    products_commit();
+}
+
+// Tile n of the sequence, which some row of the warpgroup sees.
+template <bool WHOLE>
+DEV void add_tile(Matrix q, const Shared* sh, int stage, int n, Rows& rows) {
+    int weights[2][2][4];
+    float p[KEY_COLUMNS][4], mt[2], lt[2], gt[2], a[2], b[2];
+    int seen[2] = {rows.position[0] - n * KV_PAGE, rows.position[1] - n * KV_PAGE};
+    scores(q, sh, stage, rows.dq, p);
+    weigh<WHOLE>(sh->dv[stage], p, seen, mt, lt, gt, weights);
+    constexpr int PARTS = HEAD / PART, AHEAD = IN_FLIGHT - 1;
+    int sum[IN_FLIGHT][2][2][PART / 2];
+    Matrix v = matrix_at(sh->tile[stage].v);
+#pragma unroll
+    for (int part = 0; part < AHEAD; part++) value_products(v + part * PART * 8, weights, sum[part]);
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        merge_row(WHOLE || seen[r] >= 0, mt[r], lt[r], rows.m[r], rows.l[r], a[r], b[r]);
+    scale_outputs(rows.o, a);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        if (part + AHEAD < PARTS) {
+            value_products(v + (part + AHEAD) * PART * 8, weights, sum[(part + AHEAD) % IN_FLIGHT]);
+            products_wait<AHEAD>();
+        } else {
+            products_wait<0>();
+        }
+        auto& of = sum[part % IN_FLIGHT];
+        computed(of[0][0]), computed(of[0][1]), computed(of[1][0]), computed(of[1][1]);
+#pragma unroll
+        for (int i = 0; i < PART / 2; i++) {
+            float next = mul(gt[i % 4 / 2], combine_planes<2>(of[0][0][i] * 256 + of[0][1][i],
+                                                              of[1][0][i] * 256 + of[1][1][i]));
+            float& o = rows.o[part * PART / 8 + i / 4][i % 4];
+            o = add(o, mul(next, b[i % 4 / 2]));
+        }
+    }
+}
+
+// Block (x, y): key-value head x, span y of the batch's tokens from the last one, as the last see the most tiles.
+// A span is a run of one sequence's tokens, whose rows the block has room for. OUT_HEADS: query heads of a row of
+// the output.
+#ifndef OUT_HEADS
+#define OUT_HEADS n_heads
+#endif
+KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const int* positions, const int* sequence,
+                              const int* pages, int pages_per_sequence, const int* span_first,
+                              const int* span_count, int n_heads, int8* k, int8* v, float* dk, float* dv,
+                              int kv_heads, int padded, float* out, const uint64* exchanges) {
+    begin();
+    DYNAMIC_SHARED(Shared, sh);
+    Cache cache = {k, v, dk, dv, kv_heads, padded};
+    int lane = lane_id(), g = lane / 4, t = lane % 4, warpgroup = shuffle(int(threadIdx.x) / 128, 0);
+    int group = n_heads / kv_heads, kv_head = blockIdx.x, own = gridDim.y - 1 - blockIdx.y;
+    int first = span_first[own], count = span_count[own] * group, row0 = warpgroup * ROWS;
+    int position0 = positions[first], furthest = position0 + span_count[own] - 1;
+    const int* table = pages + sequence[first] * pages_per_sequence;
+    int tiles = furthest / KV_PAGE + 1;
+    auto vector = [&](int row) {  // behind the last row, the last again
+        row = min(row, count - 1);
+        return int64(first + row / group) * n_heads + kv_head * group + row % group;
+    };
+
+    if (threadIdx.x < STAGES) {
+        arrival_init(&sh->full[threadIdx.x], WARPS);
+        arrival_init(&sh->empty[threadIdx.x], WARPS);
+    }
+    auto fetch_tile = [&](int n) {
+        if (n < tiles) fetch(sh, n % STAGES, cache, table[n], kv_head);
+        commit_copies();
+    };
+    auto fetched = [&](int n) {
+        wait_copies<1>();
+        written_for_products();
+        __syncwarp();
+        if (lane == 0) arrive(&sh->full[n % STAGES]);
+    };
+    for (int n = 0; n < AHEAD; n++) fetch_tile(n);
+    for (int i = threadIdx.x; i < GROUPS * ROWS * HEAD / 8; i += THREADS) {
+        int row = i / (HEAD / 8), c = i % (HEAD / 8);
+        int4 v = *reinterpret_cast<const int4*>(q_int + vector(row) * HEAD + 8 * c);
+        int high[2], low[2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            int x = j ? v.z : v.x, y = j ? v.w : v.y, four[4] = {short(x), x >> 16, short(y), y >> 16};
+            high[j] = pack_bytes(isobit::high_plane(four[0]), isobit::high_plane(four[1]),
+                                 isobit::high_plane(four[2]), isobit::high_plane(four[3]));
+            low[j] = pack_bytes(four[0], four[1], four[2], four[3]);
+        }
+        auto to = [&](int plane) {
+            uint8* at = sh->q[row / ROWS][plane] + swizzled(row % ROWS, c / 2) + c % 2 * 8;
+            return reinterpret_cast<int2*>(at);
+        };
+        *to(0) = make_int2(high[0], high[1]);
+        *to(1) = make_int2(low[0], low[1]);
+    }
+    Rows rows;
+    int row = row0 + warp_id() % 4 * 16 + g;  // and that + 8
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        rows.dq[r] = dq_all[vector(row + 8 * r)];
+        rows.position[r] = position0 + min(row + 8 * r, count - 1) / group;
+        rows.m[r] = isobit::from_bits(0xff800000u), rows.l[r] = -0.0f;
+    }
+    // The first tile is merged like the others: -0 times its factor is what changes no value.
+#pragma unroll
+    for (int c = 0; c < CHANNEL_COLUMNS; c++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) rows.o[c][i] = -0.0f;
+    int nearest = position0 + row0 / group, last = position0 + (min(row0 + ROWS, count) - 1) / group;
+    int seen = row0 < count ? last / KV_PAGE + 1 : 0;  // tiles
+    int whole = (nearest + 1) / KV_PAGE;
+    Matrix q = matrix_at(sh->q[warpgroup]);
+    written_for_products();
+    __syncthreads();
+    fetched(0);
+#pragma unroll 1
+    for (int n = 0; n < tiles; n++) {
+        int stage = n % STAGES, next = n + AHEAD;
+        if (next >= STAGES && next < tiles) arrival_wait(&sh->empty[next % STAGES], next / STAGES - 1);
+        fetch_tile(next);
+        fetched(next - 1);
+        arrival_wait(&sh->full[stage], n / STAGES);
+        if (n < whole && n < seen) add_tile<true>(q, sh, stage, n, rows);
+        else if (n < seen) add_tile<false>(q, sh, stage, n, rows);
+        __syncwarp();
+        if (lane == 0) arrive(&sh->empty[stage]);
+    }
+    Mirrors mirrors(exchanges);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int of = row + 8 * r;
+        if (of >= count) continue;
+        float scale = div(1.0f, rows.l[r]);
+        int64 head = int64(first + of / group) * OUT_HEADS + kv_head * group + of % group;
+        float* to = out + head * HEAD + 2 * t;
+#pragma unroll
+        for (int c = 0; c < CHANNEL_COLUMNS; c++)
+            mirrors.store(reinterpret_cast<float2*>(to + 8 * c),
+                          make_float2(mul(rows.o[c][2 * r], scale), mul(rows.o[c][2 * r + 1], scale)));
+    }
+}
