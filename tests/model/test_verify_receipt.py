@@ -14,6 +14,7 @@ from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
 from isobit.runtime.model import Model
 from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.receipt import Difference, Receipt, Recorder, replay
+from isobit.verify.receipt_file import receipts_in
 
 FORMAT_1 = Path(__file__).parents[1] / "data/receipt-format-1.json"
 TODAY = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": []}
@@ -213,3 +214,46 @@ def test_a_recorder_watches_one_generation(model: Model, recorder: Recorder) -> 
         model.generate(PROMPT, max_tokens=1, watch=recorder)
     with pytest.raises(UsageError, match="nothing was generated"):
         Recorder().receipt()
+
+
+def test_receipts_are_found_in_whatever_carries_them(recorder: Recorder) -> None:
+    receipt = recorder.receipt().to_json()
+    one, answer = json.dumps(receipt), json.dumps({"choices": [{"isobit_receipt": receipt}] * 2})
+    for text, n in (
+        (one, 1),
+        (json.dumps(receipt, indent=1), 1),
+        (f"\ufeff{one}", 1),
+        (answer, 2),
+        (f"[{answer}, {one}]", 3),
+        (f"{answer}\n\n{answer}\n", 4),
+        (f"{one}\r\n{one}", 2),
+        (f": ping\nevent: x\ndata: {{}}\n\nid: 1\ndata:{answer}\n\ndata: [DONE]\n\n", 2),
+        (json.dumps({"isobit_receipt": True, "response": {"isobit_receipt": receipt}}), 1),
+    ):
+        found = receipts_in(text.encode(), "x")
+        assert [r.to_json() for _, r in found] == [receipt] * n
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x", "x: expected a receipt or an answer in JSON, lines of JSON, or a stream's events"),
+        ("", "got none in 0 JSON values"),
+        ("HTTP/1.1 200 OK\n\n{}", "x: expected a receipt or an answer in JSON"),
+        ('{\n "format": "isobit receipt 3",\n "mo', "line 3 column 2"),
+        ("{}\n{", "x, line 2: expected JSON"),
+        ("data: {}\n\nevent: y\ndata: {", "x, line 4: expected JSON"),
+        ("{}\n{}", "got none in 2 JSON values"),
+        (": ping\n\n", "got none in 0 JSON values"),
+        ('{"isobit_receipt": {}}', "x: expected 'isobit receipt 3', got something else"),
+        ('{"format": "isobit receipt 9"}', "x: expected 'isobit receipt 3', got something else"),
+        ('{"custom_id": "a", "response": {"isobit_receipt": {}}}', "x (a): expected 'isobit"),
+        ("[" * 900 + "]" * 900, "got none in 1 JSON value"),
+        ("[" * 99999, "x: expected a receipt or an answer in JSON"),
+        ("\udcff", "x: expected a receipt or an answer in JSON"),
+    ],
+)
+def test_what_carries_no_receipt_is_refused_in_words(text: str, said: str) -> None:
+    with pytest.raises(FileRefused) as caught:
+        receipts_in(text.encode("utf-8", "surrogateescape"), "x")
+    assert said in str(caught.value)

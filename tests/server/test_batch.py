@@ -12,7 +12,7 @@ import pytest
 
 from isobit.cli import main
 from isobit.server.service import Service
-from tests.helpers.command import ended, piped
+from tests.helpers.command import ended, piped, run
 from tests.server.stopping import WRITE, kill_when_it_stops, stopping
 from tests.server.test_server import wait_for
 
@@ -122,7 +122,18 @@ def test_an_altered_answer_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     tokens[2]["token"] ^= 1
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main([*args, "--audit", "1", "--audit-backend", "cpu"]) == 1
-    assert rows[1]["custom_id"] in capsys.readouterr().err
+    name = rows[1]["custom_id"]
+    assert name in capsys.readouterr().err
+    assert main(["replay", str(out), "--backend", "reference"]) == 1  # all of its rows
+    said = capsys.readouterr().err
+    assert f"{out}, line 2 ({name}), of cpu" in said
+    assert "at generated token 2: sampling" in said
+    assert "1 of 3 receipts differ" in said
+    rows[1]["response"] = {"status_code": 400, "body": {"error": {"message": "x"}}}  # has none
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["replay", str(out)]) == 0
+    assert "identical: 16 tokens of 2 receipts on cpu" in capsys.readouterr().out
+    assert run(["replay", "-"], typed=out.read_bytes()).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,8 @@ def test_models_for_both(claude: anthropic.Anthropic) -> None:
         ("/v1/completions", {"prompt": [ASK, "x"]}, 2),
         ("/v1/responses", {"input": ASK, "max_output_tokens": 6}, 1),
         ("/v1/messages", {"messages": [{"role": "user", "content": ASK}]}, 1),
-        ("/generate", {"text": ASK}, 1),
-        ("/generate", {"text": [ASK, "x"]}, 2),
+        ("/generate", {"text": ASK, "sampling_params": {"max_new_tokens": 6}}, 1),
+        ("/generate", {"text": [ASK, "x"], "sampling_params": {"max_new_tokens": 6}}, 2),
     ],
 )
 def test_an_answer_can_be_checked_elsewhere(
@@ -301,11 +301,23 @@ def test_an_answer_can_be_checked_elsewhere(
     assert len(Receipt.load_all(file)) == n
     assert main(["replay", str(file), "sample", "--backend", "reference"]) == 0
     assert capsys.readouterr().out.startswith("identical: ")
+    with httpx.stream("POST", url(client, path), json=body | {"stream": True}) as answer:
+        stream = answer.read()
+    saved = tmp_path / "stream"
+    for made in (stream, stream.replace(b"\n", b"\r\n"), stream.rstrip(b"\n")):
+        saved.write_bytes(made)
+        assert len(Receipt.load_all(saved)) == n
+    assert main(["replay", str(saved), "sample"]) == 0
+    saved.write_bytes(stream[: stream.index(b"isobit_receipt")])
+    capsys.readouterr()
+    assert main(["replay", str(saved), "sample"]) == 3
+    assert "line " in capsys.readouterr().err
     text = file.read_text()  # another token than the one that was chosen
     file.write_text(re.sub(r'"token": ?(\d+)', lambda m: f'"token":{int(m[1]) ^ 1}', text, count=1))
     assert main(["replay", str(file), "sample"]) == 1
     file.write_text(json.dumps({"choices": []}))
     assert main(["replay", str(file), "sample"]) == 3
+    assert '(to requests with "isobit_receipt": true' in capsys.readouterr().err
 
 
 SCHEMA = {

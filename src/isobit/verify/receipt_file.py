@@ -30,7 +30,7 @@ FORMAT_1 = "isobit receipt 1"  # that, sampling version 1, and fewer settings
 _SETTINGS_1 = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
 
-_LIMIT = 1 << 28  # bytes of a receipt
+LIMIT = 1 << 28  # bytes of a file of receipts
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,17 @@ class Receipt:
     @classmethod
     def load(cls, path: str | Path) -> "Receipt":
         """Read and check; raises FileRefused."""
-        return cls.of(_read(path), str(path))
+        data = _bytes(path)
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
+        return cls.of(found, str(path))
 
     @classmethod
     def load_all(cls, path: str | Path) -> "list[Receipt]":
-        """The receipt of a file, or all that an answer of ``isobit serve`` carries; FileRefused."""
-        data = _read(path)
-        found = list(_carried(data)) or [data]
-        return [cls.of(each, str(path)) for each in found]
+        """The receipt of a file, or all that what is in it carries: see :func:`receipts_in`."""
+        return [receipt for _, receipt in receipts_in(_bytes(path), str(path))]
 
     @classmethod
     def of(cls, data: Any, source: str) -> "Receipt":
@@ -110,27 +113,87 @@ class Receipt:
         return cls(**data | {"tokens": [TokenRecord(**t) for t in data["tokens"]]})
 
 
-def _read(path: str | Path) -> Any:
+def receipts_in(data: bytes, source: str) -> list[tuple[str, Receipt]]:
+    """All receipts in what people have at hand, each with its place.
+
+    data: a receipt; the answer of any interface, or a list of answers; lines of JSON, as
+    ``isobit batch`` writes them; or the server-sent events of a stream. Raises FileRefused.
+    """
+    if len(data) > LIMIT:
+        few = "some of its lines at a time: head -n 100 FILE | isobit replay - MODEL"
+        raise FileRefused(f"{source}: expected at most {LIMIT >> 20} MiB, got more; give {few}")
+    found, n = list[tuple[str, Receipt]](), 0
+    for place, document in _documents(data, source):
+        n += 1
+        name = document.get("custom_id") if isinstance(document, dict) else None
+        where = f"{place} ({name})" if isinstance(name, str) else place
+        found += [(where, Receipt.of(each, where)) for each in _carried(document)]
+    if not found:
+        raise FileRefused(
+            f"{source}: expected a receipt (run --receipt), or answers that carry one (to requests "
+            'with "isobit_receipt": true; in a stream the last piece does), got none in '
+            f"{n:,} JSON {'value' if n == 1 else 'values'}"
+        )
+    return found
+
+
+def read_receipts(path: str | Path) -> list[tuple[str, Receipt]]:
+    """:func:`receipts_in` a file."""
+    return receipts_in(_bytes(path), str(path))
+
+
+def _bytes(path: str | Path) -> bytes:
     place = regular(path, "a receipt")
     try:
         with place.open("rb") as file:
-            return json.loads(file.read(_LIMIT))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileRefused(f"{path}: expected a receipt in JSON, got: {error}") from None
+            return file.read(LIMIT + 1)
+    except OSError as error:
+        raise FileRefused(f"{path}: expected a receipt, got: {error.strerror}") from None
 
 
-def _carried(answer: Any) -> Iterator[Any]:
-    """The receipts of an answer, whichever interface gave it: its own, or those of its choices."""
-    parts = answer if isinstance(answer, list) else [answer]
-    for part in parts:
-        if isinstance(part, dict):
-            choices = part.get("choices")
-            own = [part, *(choices if isinstance(choices, list) else ())]
-            yield from (c["isobit_receipt"] for c in own if _has_receipt(c))
+def _documents(data: bytes, source: str) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a file, which is one, or has one in a line or in a stream's event."""
+    try:
+        whole = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        reason = error
+    else:
+        yield source, whole
+        return
+    fresh = True
+    for number, line in enumerate(data.splitlines(), 1):
+        field, _, rest = line.partition(b":")
+        text = (rest if field == b"data" else line).strip()
+        if field in (b"", b"event", b"id", b"retry") or text == b"[DONE]":
+            fresh = False
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if fresh:  # it has no lines that are values
+                expected = "a receipt or an answer in JSON, lines of JSON, or a stream's events"
+                raise FileRefused(f"{source}: expected {expected}, got: {reason}") from None
+            raise FileRefused(f"{source}, line {number}: expected JSON, got: {error}") from None
+        fresh = False
+        yield f"{source}, line {number}", value
 
 
-def _has_receipt(part: Any) -> bool:
-    return isinstance(part, dict) and "isobit_receipt" in part
+def _carried(value: Any) -> Iterator[Any]:
+    """The receipts in a JSON value, wherever an interface puts them."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if str(value.get("format")).startswith(FORMAT[:-1]):
+                yield value
+                continue
+            receipt = value.get("isobit_receipt")
+            if isinstance(receipt, dict):
+                yield receipt
+                value = {name: part for name, part in value.items() if part is not receipt}
+            value = list(value.values())
+        if isinstance(value, list):
+            left += reversed(value)
 
 
 def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:

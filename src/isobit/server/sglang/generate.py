@@ -124,7 +124,7 @@ class Generate:
         for output, pieces in zip(outputs, found, strict=True):
             for piece in pieces:
                 output.add(piece)
-        bodies = [output.body() | answers.receipt(i) for i, output in enumerate(outputs)]
+        bodies = [output.body() for output in outputs]
         return JSONResponse(bodies[0] if one else bodies)
 
 
@@ -136,6 +136,7 @@ class _Output:
     ) -> None:
         self._service = service
         self._asked = asked
+        self._answers = answers
         self._choice = choice
         self._began = time.monotonic()
         self._id = asked.rid or answers.journal.name(choice.index)
@@ -180,7 +181,8 @@ class _Output:
             experts = self._choice.routes.astype("<i4")
             meta["routed_experts"] = base64.b64encode(experts.tobytes()).decode()
         ids = [token.id for token in self._tokens]
-        return {"text": self._text, "output_ids": ids, "meta_info": meta}
+        receipt = self._answers.receipt(self._choice.index) if self._finish is not None else {}
+        return {"text": self._text, "output_ids": ids, "meta_info": meta, **receipt}
 
     def _measured(self, what: str, tokens: Sequence[Token]) -> dict[str, Any]:
         found: dict[str, Any] = {
