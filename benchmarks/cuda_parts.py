@@ -53,7 +53,7 @@ def compile_for_all(a, note):
     large = "large" in a.only and gpu_count() >= a.parts
     for name in dict.fromkeys((a.model, LARGE) if large else (a.model,)):
         weights = opened(name, 8)
-        cut = partial(split, weights.graph, parts=a.parts, shares=a.expert_shares)
+        cut = partial(split, weights.graph, parts=a.parts, expert_shares=a.expert_shares)
         graphs = [weights.graph] + [cut(r).graph for r in range(a.parts)]
         for planes in (2, 1):
             engine = EngineConfig(8 * planes, context=1024, max_sequences=130, chunk=2048)

@@ -153,6 +153,8 @@ class EngineConfig:
     """Prompt tokens run in one pass."""
     parts: int = 1
     """Processes that the CPU backend is split over, or GPUs that the CUDA backend is."""
+    shares: tuple[int, ...] = ()
+    """Heads and columns of each of the parts, about in these proportions; none: evenly."""
     expert_shares: tuple[int, ...] = ()
     """Each of the parts has whole experts, in these proportions; none: some columns of each."""
     stages: tuple[str, ...] = ()
@@ -166,6 +168,7 @@ class EngineConfig:
         """Refuse values out of range."""
         found: dict[str, object] = {
             "activation_bits": _bits(self.activation_bits),
+            "shares": wholes("shares", self.shares, 1, MOST_SHARE),
             "expert_shares": wholes("expert_shares", self.expert_shares, 1, MOST_SHARE),
             "stages": tuple(texts("stages", self.stages)),
             "allow_inexact": flag("allow_inexact", self.allow_inexact),
@@ -186,9 +189,9 @@ class EngineConfig:
         if not isinstance(self.stage_key, bytes):  # which is a secret: it is not shown
             kind = type(self.stage_key).__name__
             raise UsageError(f"stage_key: expected bytes, got {kind}")
-        if self.expert_shares and len(self.expert_shares) != self.parts:
-            n = len(self.expert_shares)
-            raise UsageError(f"expert_shares: expected {self.parts}, one for each part, got {n}")
+        for name, shares in (("shares", self.shares), ("expert_shares", self.expert_shares)):
+            if shares and (n := len(shares)) != self.parts:
+                raise UsageError(f"{name}: expected {self.parts}, one for each part, got {n}")
         for name, value in found.items():
             object.__setattr__(self, name, value)
 

@@ -23,6 +23,7 @@ from isobit.errors import BackendUnavailable, UsageError
 from isobit.gguf.formats import F32
 from isobit.model.architectures import qwen35
 from isobit.model.checkpoint import open_model
+from isobit.model.parallel.cuts import bounds
 from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
@@ -99,10 +100,8 @@ def bits(x: np.ndarray) -> np.ndarray:
         (Geometry(heads=8, experts_used=3), 8),
     ],
 )
-@pytest.mark.parametrize("whole_experts", [False, True])
-def test_reference_parts(
-    geometry: Geometry, parts: int, whole_experts: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("uneven", ["", "shares", "expert_shares"])
+def test_reference_parts(geometry: Geometry, parts: int, uneven: str, tmp_path: Path) -> None:
     """The specification run on every part; each ends with the whole logits."""
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
@@ -111,8 +110,9 @@ def test_reference_parts(
     meeting = Meeting(parts)
     backends = []
     for rank in range(parts):
-        shares = range(1, parts + 1) if whole_experts and parts < 8 else (1,) * parts
-        graph = split(w.graph, rank, parts, shares=shares if whole_experts else ()).graph
+        shares = range(1, parts + 1) if parts < 8 else (1,) * parts
+        how = {uneven: shares} if uneven else {}
+        graph = split(w.graph, rank, parts, **how).graph
         assert sum(x.data.nbytes for x in graph.weights.values()) < 0.8 * sum(
             x.data.nbytes for x in w.graph.weights.values()
         )
@@ -123,26 +123,32 @@ def test_reference_parts(
 
 
 @pytest.mark.parametrize(
-    ("path", "parts", "shares"),
+    ("path", "parts", "expert_shares", "shares"),
     [
-        (sample_path(), 2, ()),
-        (sample_path(), 3, (1, 2, 5)),
-        (sample_path(), 4, ()),
-        (None, 8, ()),
-        (None, 8, (1,) * 8),
-        (HYBRID, 2, (3, 1)),
-        (HYBRID, 3, ()),
-        (HYBRID, 4, (1, 1, 1, 1)),
+        (sample_path(), 2, (), (3, 1)),
+        (sample_path(), 3, (1, 2, 5), ()),
+        (sample_path(), 4, (), ()),
+        (None, 8, (), (1, 2, 3, 4, 4, 3, 2, 1)),
+        (None, 8, (1,) * 8, ()),
+        (HYBRID, 2, (3, 1), (1, 3)),
+        (HYBRID, 3, (), ()),
+        (HYBRID, 4, (1, 1, 1, 1), ()),
     ],
 )
-def test_processes(path: Path | None, parts: int, shares: tuple[int, ...], tmp_path: Path) -> None:
-    """Columns of every expert, or whole ones in these proportions."""
+def test_processes(
+    path: Path | None,
+    parts: int,
+    expert_shares: tuple[int, ...],
+    shares: tuple[int, ...],
+    tmp_path: Path,
+) -> None:
+    """Columns of every expert, or whole ones; in these proportions."""
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
     geometry = Geometry(heads=8, experts_used=3)
     w = of_file(path or write_model(tmp_path / "m.gguf", geometry, seed=seed))
     outs = []
-    split_engine = replace(ENGINE, parts=parts, expert_shares=shares)
+    split_engine = replace(ENGINE, parts=parts, expert_shares=expert_shares, shares=shares)
     for backend in (CpuBackend(w, ENGINE), PartsBackend(w, split_engine)):
         outs.append(passes([backend], w.config.vocab, np.random.default_rng(seed))[0])
         backend.close()
@@ -172,7 +178,7 @@ def test_a_delta_net_in_parts(parts: int, shares: tuple[int, ...]) -> None:
     (whole,) = passes([ReferenceBackend(w, ENGINE)], w.config.vocab, np.random.default_rng(seed))
     meeting, backends = Meeting(parts), []
     for rank in range(parts):
-        graph = split(w.graph, rank, parts, shares=shares).graph
+        graph = split(w.graph, rank, parts, expert_shares=shares).graph
         heads = [op.inputs[2].shape.row[0] for op in graph.ops if op.kind == "gated_delta"]
         assert max(heads) < 4 or parts == 1
         mine = Weights(w.config, graph)
@@ -226,7 +232,7 @@ def test_delta_nets_of_many_heads(parts: int, key_heads: int) -> None:
     assert np.isfinite(whole).all()
     for shares in ((), tuple(range(1, parts + 1)) if parts < 8 else (1,) * parts):
         meeting = Meeting(parts)
-        cut = [split(graph, rank, parts, shares=shares).graph for rank in range(parts)]
+        cut = [split(graph, rank, parts, expert_shares=shares).graph for rank in range(parts)]
         heads = [op.inputs[2].shape.row[0] for g in cut for op in g.ops if op.kind == "gated_delta"]
         assert sum(heads) == 3 * 16
         backends = [
@@ -272,22 +278,41 @@ def test_a_part_that_ends_is_an_error() -> None:
         backend.close()
 
 
-def test_more_parts_than_heads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_parts_than_heads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w = of_file(sample_path())
     with pytest.raises(UsageError, match="parts: expected at most"):
         split(w.graph, 0, 1000)
     monkeypatch.setattr(PartsBackend, "_start", lambda *_: pytest.fail("a process starts"))
     with pytest.raises(UsageError, match="parts: expected at most"):
         PartsBackend(w, replace(ENGINE, parts=1000))
-    with pytest.raises(UsageError, match="expert_shares: expected an expert"):
-        PartsBackend(w, replace(ENGINE, parts=2, expert_shares=(1, 1 << 19)))
+    geometry = Geometry(experts=4, heads=8)
+    few = of_file(write_model(tmp_path / "m.gguf", geometry))
+    with pytest.raises(UsageError, match="expert_shares: expected at most 4, one an expert"):
+        PartsBackend(few, replace(ENGINE, parts=8, expert_shares=(1,) * 8))
 
 
-@pytest.mark.parametrize("shares", [(1,), (1, 0), (1, 1, 1), (1, 1 << 20)])
-def test_shares_are_checked(shares: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shares", [(1,), (1, 0), (1, 1, 1)])
+@pytest.mark.parametrize("name", ["shares", "expert_shares"])
+def test_shares_are_checked(name: str, shares: tuple[int, ...]) -> None:
     w = of_file(sample_path())
-    with pytest.raises(UsageError, match="expert_shares: expected"):
-        split(w.graph, 0, 2, shares=shares)
+    with pytest.raises(UsageError, match=f"^{name}: expected"):
+        split(w.graph, 0, 2, **{name: shares})
+
+
+@pytest.mark.parametrize(
+    ("total", "shares", "expected"),
+    [
+        (768, (1, 1), [0, 384, 768]),
+        (768, (3, 1), [0, 576, 768]),
+        (8, (1, 1, 1), [0, 2, 5, 8]),
+        (4, (1, 1 << 19), [0, 1, 4]),
+        (4, (1 << 19, 1), [0, 3, 4]),
+        (4, (1, 9, 1, 1), [0, 1, 2, 3, 4]),
+    ],
+)
+def test_shares_are_about_proportional(total: int, shares: list[int], expected: list[int]) -> None:
+    """One or more for each."""
+    assert bounds(total, shares) == expected
 
 
 def test_a_part_whose_caller_has_ended_says_nothing() -> None:

@@ -90,10 +90,10 @@ class OneOfSeveral(EmulatedGpu):
 
 
 def opened(
-    w: Weights, parts: int, seed: int, planes: int = 2, shares: tuple[int, ...] = ()
+    w: Weights, parts: int, seed: int, planes: int = 2, **shares: tuple[int, ...]
 ) -> CudaPartsBackend:
     gpus = [OneOfSeveral(seed + r, r) for r in range(parts)]
-    engine = replace(ENGINE, parts=parts, activation_bits=8 * planes, expert_shares=shares)
+    engine = replace(ENGINE, parts=parts, activation_bits=8 * planes, **shares)
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside
     for gpu in gpus:
@@ -173,16 +173,17 @@ def test_bits_of_one(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     whole.close()
 
 
-@pytest.mark.parametrize(("parts", "planes"), [(3, 1), (8, 2)])
+@pytest.mark.parametrize(("shares", "planes"), [((1, 2, 1), 1), ((1,) * 8, 2)])
 def test_more_parts(
-    parts: int, planes: int, weights: Weights, monkeypatch: pytest.MonkeyPatch
+    shares: tuple[int, ...], planes: int, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps, with uneven cuts (3) and with key-value heads that several parts have (8)."""
     monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes(few=(), padded=(2,)))
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
     engine = EngineConfig(**vars(ENGINE) | {"activation_bits": 8 * planes, "max_sequences": 1})
-    whole, split = CpuBackend(weights, engine), opened(weights, parts, seed, planes)
+    whole = CpuBackend(weights, engine)
+    split = opened(weights, len(shares), seed, planes, shares=shares)
     rng, pages = np.random.default_rng(seed), np.array([[1, 0]], np.int32)
     for position in range(2):
         batch = ragged(rng, weights.config.vocab, [(position, 1)], pages)
@@ -204,7 +205,7 @@ def test_whole_experts(
     geometry = Geometry(layers=1, heads=8, kv_heads=4, experts=9, experts_used=3, context=128)
     w = Weights.from_file(open_model(write_model(tmp_path / "m.gguf", geometry, seed=seed)))
     whole = CpuBackend(w, replace(ENGINE, activation_bits=8 * planes))
-    split = opened(w, len(shares), seed, planes, shares)
+    split = opened(w, len(shares), seed, planes, expert_shares=shares)
     steps = batches(np.random.default_rng(seed), w.config.vocab)
     for batch in (steps[0], *steps[1:3], *steps[4:]):
         assert same_bits(split.forward(batch), whole.forward(batch))

@@ -95,6 +95,13 @@ def add_engine(
         help="processes that cpu, GPUs that cuda is split over (default: %(default)s)",
     )
     group.add_argument(
+        "--shares",
+        type=_shares,
+        metavar="N,…",
+        default=(),
+        help="the parts have heads and columns about in these proportions (default: evenly)",
+    )
+    group.add_argument(
         "--expert-shares",
         type=_shares,
         metavar="N,…",
@@ -286,6 +293,7 @@ class Sizes(TypedDict, total=False):
     chunk: int
     pages: int | None
     parts: int
+    shares: tuple[int, ...]
     expert_shares: tuple[int, ...]
     stages: tuple[str, ...]
     stage_key: bytes
@@ -302,7 +310,8 @@ def sizes(args: argparse.Namespace, sequences: int | None = None, *, spread: boo
         pages=None if args.cache is None else -(-args.cache // KV_PAGE),
     )
     if spread:
-        found |= Sizes(parts=args.parts, expert_shares=args.expert_shares, stages=args.hosts)
+        found |= Sizes(parts=args.parts, shares=args.shares, expert_shares=args.expert_shares)
+        found["stages"] = args.hosts
         if any(not host.startswith("ray:") for host in args.hosts):
             found["stage_key"] = stage_key(args.stage_key_env)
     return found

@@ -233,6 +233,7 @@ def load(
     chunk: int = EngineConfig.chunk,
     cache: int | None = None,
     parts: int = 1,
+    shares: Sequence[int] = (),
     expert_shares: Sequence[int] = (),
     stages: Sequence[str] = (),
     stage_key: bytes = b"",
@@ -252,8 +253,9 @@ def load(
         cache: tokens of all sequences together that the KV cache has room for; None: enough for
             sequences of full length, or what there is room for.
         parts: processes that the cpu backend, or GPUs that the cuda backend, is split over.
+        shares: the parts have heads and columns about in these proportions; none: evenly.
         expert_shares: each part has whole experts, in these proportions, instead of some columns of
-            each expert; on cpu.
+            each expert.
         stages: HOST:PORT of each stage of a pipeline, in order (``isobit stage``), which runs the
             layers instead of a backend here.
         stage_key: what the stages know their caller by.
@@ -275,7 +277,8 @@ def load(
         chunk=chunk,
         pages=_pages(cache),
         parts=parts,
-        expert_shares=expert_shares,  # type: ignore[arg-type]  # it makes tuples of these
+        shares=shares,  # type: ignore[arg-type]  # it makes tuples of these
+        expert_shares=expert_shares,  # type: ignore[arg-type]
         stages=stages,  # type: ignore[arg-type]
         stage_key=stage_key,
     )

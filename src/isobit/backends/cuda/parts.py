@@ -73,8 +73,8 @@ class CudaPartsBackend(Backend):
         try:
             for gpu in self._gpus:
                 gpu.reach([other for other in self._gpus if other is not gpu])
-            cut = partial(split, weights.graph, parts=engine.parts, shares=engine.expert_shares)
-            self._parts = [cut(r) for r in ranks]
+            cut = partial(split, expert_shares=engine.expert_shares, shares=engine.shares)
+            self._parts = [cut(weights.graph, r, engine.parts) for r in ranks]
             mine = [Weights(weights.config, p.graph, weights.file) for p in self._parts]
 
             def least(settings: EngineConfig) -> Headroom:

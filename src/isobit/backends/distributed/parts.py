@@ -69,7 +69,7 @@ class PartsBackend(Backend):
         try:
             for rank in range(1, self._parts):
                 self._start(rank, path, engine)
-            self._part = split(weights.graph, 0, self._parts, str(path), engine.expert_shares)
+            self._part = _part(weights, 0, engine)
             self._names = frozenset(weights.graph.names) - weights.graph.on_request
             self._here = _backend(self._part, weights, engine, (self._shared, 0))
             self._started.append(self._here)
@@ -151,6 +151,12 @@ class PartsBackend(Backend):
         self._shared[self._parts * _LINE] = 1
 
 
+def _part(weights: Weights, rank: int, engine: EngineConfig) -> Part:
+    assert weights.file is not None
+    source, shares = str(weights.file.path), (engine.expert_shares, engine.shares)
+    return split(weights.graph, rank, engine.parts, source, *shares)
+
+
 def _backend(
     part: Part, weights: Weights, engine: EngineConfig, place: tuple[NDArray[np.uint8], int]
 ) -> CpuBackend:
@@ -178,7 +184,7 @@ def _answer(connection: Connection) -> None:
     try:
         file = open_model(Path(path))
         weights = Weights.from_file(file)
-        part = split(weights.graph, rank, engine.parts, path, engine.expert_shares)
+        part = _part(weights, rank, engine)
         backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))
     except IsobitError as error:
         connection.send(str(error))

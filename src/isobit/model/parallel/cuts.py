@@ -61,14 +61,25 @@ class Part:
         return together(cut.parts, pieces, axis=1 if cut.heads else -1)
 
 
-def even(total: int, parts: int) -> tuple[Ranges, ...]:
-    """Columns shared out in steps of a power of two, about evenly."""
+def bounds(total: int, shares: Sequence[int]) -> list[int]:
+    """Where each part begins, and the last one ends: of so many things, about in these proportions,
+    one or more for each."""
+    n = len(shares)
+    found = [total * sum(shares[:r]) // sum(shares) for r in range(n + 1)]
+    for r in range(1, n):
+        found[r] = max(found[r], found[r - 1] + 1)
+    for r in range(n - 1, 0, -1):
+        found[r] = min(found[r], found[r + 1] - 1)
+    return found
+
+
+def shared_out(total: int, shares: Sequence[int]) -> tuple[Ranges, ...]:
+    """Columns in steps of a power of two, about in these proportions."""
     step = gcd(total, _STEP)
-    while step > 1 and total // step < 4 * parts:
+    while step > 1 and total // step < 4 * len(shares):
         step //= 2
-    steps = total // step
-    bounds = [steps * r // parts * step for r in range(parts + 1)]
-    return tuple(((a, b),) for a, b in itertools.pairwise(bounds))
+    each = itertools.pairwise(bounds(total // step, shares))
+    return tuple(((a * step, b * step),) for a, b in each)
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> Ranges:

@@ -2,18 +2,20 @@
 of the products that they are read from."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from isobit.model.graph import Graph, Op, Value
-from isobit.model.parallel.cuts import Cut, merged
+from isobit.model.parallel.cuts import Cut, bounds, merged
 from isobit.numerics.ops import Columns, GatedDelta, Heads, MatMul
 from isobit.numerics.ops.gather import Ranges
 
 
 class HeadCuts:
-    """The heads of a graph, over ``parts`` parts."""
+    """The heads of a graph, over parts that have them about in these proportions; where there are
+    more parts than key heads, about evenly."""
 
-    def __init__(self, graph: Graph, parts: int) -> None:
-        self.parts = parts
+    def __init__(self, graph: Graph, shares: Sequence[int]) -> None:
+        self.parts, self.shares = len(shares), shares
         self.readers: dict[Value, list[Op]] = {}
         for op in graph.ops:
             for v in op.inputs:
@@ -126,16 +128,14 @@ class HeadCuts:
 
     def _shares(self, keys: int, group: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """Each part's key heads, and which of the ``group`` heads that read each of them."""
+        if self.parts <= keys:
+            return [(pair, (0, group)) for pair in pairwise(bounds(keys, self.shares))]
         found = []
         for r in range(self.parts):
             first = r * keys // self.parts
-            end = max((r + 1) * keys // self.parts, first + 1)
-            of = (0, group)
-            if self.parts > keys:
-                sharing = [s for s in range(self.parts) if s * keys // self.parts == first]
-                j, n = sharing.index(r), len(sharing)
-                of = j * group // n, (j + 1) * group // n
-            found.append(((first, end), of))
+            sharing = [s for s in range(self.parts) if s * keys // self.parts == first]
+            j, n = sharing.index(r), len(sharing)
+            found.append(((first, first + 1), (j * group // n, (j + 1) * group // n)))
         return found
 
     def cut_of(self, views: Sequence[Op]) -> Cut:

@@ -14,7 +14,17 @@ from dataclasses import replace
 
 from isobit.errors import UsageError
 from isobit.model.graph import Builder, Graph, Op, Value
-from isobit.model.parallel.cuts import Cut, Part, before, columns_of, even, has, merged, united
+from isobit.model.parallel.cuts import (
+    Cut,
+    Part,
+    before,
+    bounds,
+    columns_of,
+    has,
+    merged,
+    shared_out,
+    united,
+)
 from isobit.model.parallel.head_cuts import HeadCuts, head_counts
 from isobit.numerics import Weight
 from isobit.numerics.ops import (
@@ -47,28 +57,35 @@ from isobit.numerics.ops import (
 
 
 def split(
-    graph: Graph, rank: int, parts: int, source: str = "model", shares: Sequence[int] = ()
+    graph: Graph,
+    rank: int,
+    parts: int,
+    source: str = "model",
+    expert_shares: Sequence[int] = (),
+    shares: Sequence[int] = (),
 ) -> Part:
     """One of ``parts`` parts.
 
-    shares: whole experts on each part, in these proportions; none: some columns of every expert.
+    expert_shares: whole experts on each part, in these proportions; none: some columns of every
+    expert. shares: heads and columns of each part, about in these proportions; none: evenly.
 
     Its tensors are views of the model's, but for biases, whose parts are copied.
     ``source`` names the model in refusals. Raises UsageError for more parts than query heads.
     """
     if parts < 1 or not 0 <= rank < parts:
         raise UsageError(f"part: expected one of {max(parts, 1)} parts, got number {rank}")
-    if shares and (len(shares) != parts or min(shares) < 1):
-        raise UsageError(f"expert_shares: expected {parts} numbers >= 1, got {list(shares)}")
+    for name, given in (("expert_shares", expert_shares), ("shares", shares)):
+        if given and (len(given) != parts or min(given) < 1):
+            raise UsageError(f"{name}: expected {parts} numbers >= 1, got {list(given)}")
     if parts == 1:
         return Part(graph, {})
-    check(graph, parts, shares)
-    one = _Split(graph, rank, parts, source, shares)
+    check(graph, parts, expert_shares)
+    one = _Split(graph, rank, source, expert_shares, shares or (1,) * parts)
     made = one.graph()
     return Part(made, {v.key: cut for v, cut in one.cuts.items() if v.key and cut})
 
 
-def check(graph: Graph, parts: int, shares: Sequence[int] = ()) -> None:
+def check(graph: Graph, parts: int, expert_shares: Sequence[int] = ()) -> None:
     """What :func:`split` refuses, before any work: UsageError."""
     for op in graph.ops:
         if op.kind == "attention":
@@ -77,31 +94,30 @@ def check(graph: Graph, parts: int, shares: Sequence[int] = ()) -> None:
                 raise UsageError(
                     f"parts: expected at most {queries}, one a query head, got {parts}"
                 )
-        elif shares and isinstance(op.operation, ExpertMatMul):
-            bounds = _bounds(experts := op.weights[0].shape[0], shares)
-            if any(a == b for a, b in itertools.pairwise(bounds)):
-                raise UsageError(
-                    f"expert_shares: expected an expert or more for each, got {list(shares)} of "
-                    f"{experts}"
-                )
-
-
-def _bounds(experts: int, shares: Sequence[int]) -> list[int]:
-    """Where each part's experts begin, and where the last one's end."""
-    return [experts * sum(shares[:r]) // sum(shares) for r in range(len(shares) + 1)]
+        elif isinstance(op.operation, ExpertMatMul) and len(expert_shares) > op.weights[0].shape[0]:
+            raise UsageError(
+                f"expert_shares: expected at most {op.weights[0].shape[0]}, one an expert, got "
+                f"{len(expert_shares)}"
+            )
 
 
 class _Split:
     def __init__(
-        self, graph: Graph, rank: int, parts: int, source: str, shares: Sequence[int]
+        self,
+        graph: Graph,
+        rank: int,
+        source: str,
+        expert_shares: Sequence[int],
+        shares: Sequence[int],
     ) -> None:
-        self.whole, self.rank, self.parts, self.shares = graph, rank, parts, shares
+        self.whole, self.rank, self.parts = graph, rank, len(shares)
+        self.expert_shares, self.shares = expert_shares, shares
         self.g = Builder(source)
         self.cuts: dict[Value, Cut | None] = dict.fromkeys(graph.given)
         given = (self.g.tokens, self.g.positions, self.g.logit_rows)
         self.here: dict[Value, Value] = dict(zip(graph.given, given, strict=True))
         self.gathered: dict[Value, Value] = {}
-        self.heads = HeadCuts(graph, parts)
+        self.heads = HeadCuts(graph, shares)
 
     def graph(self) -> Graph:
         for op in self.whole.ops:
@@ -174,7 +190,7 @@ class _Split:
         elif y.shape.width < self.parts:
             return False
         else:
-            cut = Cut(even(y.shape.width, self.parts))
+            cut = Cut(shared_out(y.shape.width, self.shares))
         weights, at = [], 0
         for w in op.weights:
             for first, end in cut.parts[self.rank]:
@@ -194,11 +210,11 @@ class _Split:
 
     def _expert_matmul(self, op: Op, _: Cut | None) -> bool:
         (w,) = op.weights
-        if self.shares:
+        if self.expert_shares:
             return self._whole_experts(op, w)
         if w.shape[1] < self.parts:
             return False
-        cut = Cut(even(w.shape[1], self.parts))
+        cut = Cut(shared_out(w.shape[1], self.shares))
         ((first, end),) = cut.parts[self.rank]
         stack = w.data.reshape(w.shape[0], w.shape[1], w.row_bytes)[:, first:end]
         shape = (w.shape[0], end - first, w.shape[2])
@@ -207,9 +223,9 @@ class _Split:
 
     def _whole_experts(self, op: Op, w: Weight) -> bool:
         x, ids = op.inputs
-        bounds = _bounds(w.shape[0], self.shares)
-        cut = Cut(tuple(((a, b),) for a, b in itertools.pairwise(bounds)), ids=ids)
-        first, end = part = bounds[self.rank], bounds[self.rank + 1]
+        parts = list(itertools.pairwise(bounds(w.shape[0], self.expert_shares)))
+        cut = Cut(tuple((part,) for part in parts), ids=ids)
+        first, end = part = parts[self.rank]
         size = w.shape[1] * w.row_bytes
         data = w.data.reshape(-1)[first * size : end * size]
         here = Weight(f"{w.name}[{first}:{end}]", w.format, (end - first, *w.shape[1:]), data)
