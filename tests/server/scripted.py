@@ -29,7 +29,7 @@ class ScriptedReader:
     def push(self, text: str) -> list[Event]:
         return [event for character in text for event in self._read(character)]
 
-    def flush(self) -> list[Event]:
+    def flush(self, *, cut: bool = False) -> list[Event]:  # noqa: ARG002 - as others
         return []
 
     def _read(self, character: str) -> list[Event]:

@@ -42,9 +42,9 @@ def test_a_first_token_that_comes_as_one_looks_comes_after_the_prompts(alone: Mo
         choice.generation.take = late  # type: ignore[method-assign]
         piece = choice.piece()
         assert piece is not None
-        assert [t.id for t in piece.tokens[: len(ids)]] == ids
-        assert piece.tokens[0].logprob is None
-        assert all(t.logprob is not None for t in piece.tokens[1:])
+        assert [t.id for t in piece.prompt] == ids
+        assert piece.prompt[0].logprob is None
+        assert all(t.logprob is not None for t in [*piece.prompt[1:], *piece.tokens])
         choice.generation.cancel()
 
     asyncio.run(run())

@@ -64,9 +64,13 @@ def streamed(client: openai.OpenAI, **settings: Any) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for chunk in ask(client, stream=True, **settings):
         for choice in chunk.choices:
+            said = choice.delta.model_dump(exclude={"role"})
+            assert any(said.values()) or choice.index not in found or choice.finish_reason
             into = found.setdefault(
-                choice.index, {"content": "", "reasoning": "", "calls": [], "finish": None}
+                choice.index,
+                {"content": "", "reasoning": "", "calls": [], "finish": None, "tokens": []},
             )
+            into["tokens"] += choice.logprobs.content if choice.logprobs else []
             assert into["finish"] is None
             into["finish"] = choice.finish_reason
             into["content"] += choice.delta.content or ""
@@ -89,6 +93,7 @@ def whole(client: openai.OpenAI, **settings: Any) -> list[dict[str, Any]]:
                 [c.function.name, c.function.arguments] for c in choice.message.tool_calls or ()
             ],
             "finish": choice.finish_reason,
+            "tokens": choice.logprobs.content if choice.logprobs else [],
         }
         for choice in ask(client, **settings).choices
     ]
@@ -121,6 +126,17 @@ def test_parallel_calls(client: openai.OpenAI) -> None:
             jsonschema.validate(json.loads(arguments), SCHEMAS[name])
         assert len(answer["calls"]) > 1
     assert streamed(client, **settings) == answers
+
+
+def test_a_call_that_max_tokens_cuts_leaves_no_markup(client: openai.OpenAI) -> None:
+    settings = {"tools": [NOTE], "tool_choice": "required", "temperature": 1.0, "logprobs": True}
+    for most in range(1, 30):
+        [answer] = streamed(client, **settings, max_tokens=most)
+        assert [answer] == whole(client, **settings, max_tokens=most)
+        assert answer["content"] == ""
+        assert answer["finish"] == "length"
+        for _, arguments in answer["calls"]:
+            assert not re.search("</?tool|name.:", arguments)
 
 
 def test_offered_tools_are_in_the_prompt_and_the_model_may_answer(

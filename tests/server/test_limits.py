@@ -163,6 +163,23 @@ def test_embeddings_end_when_the_client_leaves(
     assert not service.engine.load().held
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/chat/completions", "/v1/realtime"])
+def test_websockets_are_refused_and_no_log_speaks_of_them(
+    client: openai.OpenAI, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING, log.name):
+        asks = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        answer = httpx.get(url(client, path), headers=asks)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("upgrade: expected HTTP")
+        other = httpx.get(url(client, "/health"), headers=asks | {"upgrade": "h2c"})
+        assert other.status_code == 200  # as some clients ask with every request
+    log.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
 def test_more_than_may_be_inside_are_told_to_come_again(
     client: openai.OpenAI, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

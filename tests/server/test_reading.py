@@ -53,6 +53,7 @@ def read(
     *,
     special: dict[int, str] = SPECIAL,
     one_call: bool = False,
+    cut: bool = False,
 ) -> list[Event]:
     """The events of a text that comes cut after so many characters, again and again."""
     reader = AnswerReader(special, thinking, dialect, one_call=one_call)
@@ -66,7 +67,7 @@ def read(
         n = cuts.pop(0) if cuts else len(text)
         events += reader.push(text[:n])
         text = text[n:]
-    return events + reader.flush()
+    return events + reader.flush(cut=cut)
 
 
 def answer(
@@ -330,6 +331,50 @@ def test_a_call_with_a_head_that_is_cut() -> None:
     assert (call.arguments, call.complete) == ('{"text": "ab', False)
 
 
+ARGUMENTS = '{"text": "a{1}", "n": 12}'
+JSON_CALL = f'{{"name": "f", "parameters": {ARGUMENTS}}}'
+XML_CALL = "Do it." + xml(text="a{1}", n="12")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text", "special"),
+    [
+        (HERMES, f"Do it.\n\n«<tool_call>»\n{JSON_CALL}\n«</tool_call>»", SPECIAL),
+        (HERMES, f"Do it.\n\n«<tool_call>»\n{JSON_CALL}\n«</tool_call>»", {}),
+        (XML, XML_CALL, SPECIAL),
+        (XML, XML_CALL, {}),
+        (XML, re.sub("«.*»", "", XML_CALL), {}),
+        (LLAMA, f"{JSON_CALL}; {JSON_CALL}", {}),
+        (HARMONY, f"{FINAL}Do it.<|end|><|start|>assistant{HEAD}{ARGUMENTS}<|call|>", HEADS),
+    ],
+)
+def test_of_a_call_that_max_tokens_cut_no_markup_is_said(
+    dialect: Dialect, text: str, special: dict[int, str]
+) -> None:
+    text = re.sub(r"(<\|\w+\|>)", r"«\1»", text)
+    bare = re.sub("[«»]", "", text)
+    for end in range(len(bare) + 1):
+        pieces, left = list[tuple[str, bool]](), end
+        for part, tag in pieces_of(text):
+            if tag and special and left < len(part):
+                break  # a token comes whole
+            pieces.append((part[:left], tag))
+            left -= len(pieces[-1][0])
+        got = gathered(read(pieces, [1] * end, dialect, MAYBE, special=special, cut=True))
+        assert "Do it.".startswith(got.text.rstrip()), bare[:end]
+        for call in got.calls:
+            assert ARGUMENTS.startswith(call.arguments), bare[:end]
+
+
+def test_what_may_have_been_a_tag_is_text_if_the_model_ended_there() -> None:
+    for cut, said in ((False, "a <tool"), (True, "a")):
+        got = gathered(read([("a <tool", False)], [], HERMES, None, special={}, cut=cut))
+        assert got.text.rstrip() == said
+    for cut, said in ((False, "<thi"), (True, "")):
+        got = gathered(read([("\n<thi", False)], [], None, MAYBE, special={}, cut=cut))
+        assert got.text.strip() == said
+
+
 WORDS = st.sampled_from(
     [
         *TAGS,
@@ -366,6 +411,7 @@ TEXTS = st.lists(st.tuples(WORDS, st.booleans()), max_size=25).map(
     st.sampled_from([BEGUN, MAYBE, None]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_pieces_joined_are_the_whole(
     pieces: Pieces,
@@ -374,9 +420,10 @@ def test_pieces_joined_are_the_whole(
     thinking: Thinking | None,
     tokens: bool,
     one_call: bool,
+    cut: bool,
 ) -> None:
     special = dict(enumerate((*TAGS, *HARMONY.tags))) if tokens else {}
-    settings = {"special": special, "one_call": one_call}
+    settings = {"special": special, "one_call": one_call, "cut": cut}
     whole = gathered(read(pieces, [], dialect, thinking, **settings))
     parts = gathered(read(pieces, cuts, dialect, thinking, **settings))
     each = gathered(read(pieces, [1] * 400, dialect, thinking, **settings))

@@ -210,7 +210,7 @@ def test_a_chunk_of_plain_text_is_written_as_any_other(
     )
     for shape in shapes:
         chunks = CompletionChunks({"model": name}, shape, nobody, usage_at_end=usage_at_end)
-        list(chunks.piece(Piece(index, [Text("first")])))
-        piece = Piece(index, [Text(text)])
+        list(chunks.piece(Piece(index, [Text("first")], [[]])))
+        piece = Piece(index, [Text(text)], [[]])
         assert shape.plain(piece) == text
         assert [*chunks.piece(piece)] == [*chunks.parts(piece)]

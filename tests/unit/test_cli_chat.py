@@ -119,7 +119,7 @@ def test_plain_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture[str
     printer = StreamPrinter(Chat(None))  # type: ignore[arg-type]
     for character in " <think> \x1b[2J\n":
         printer.write(character, [])
-    assert printer.end().text == " <think> \x1b[2J\n"
+    assert printer.end(cut=False).text == " <think> \x1b[2J\n"
     assert capsys.readouterr().out == " <think> \x1b[2J\n"
 
 

@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
             printer = StreamPrinter(chat)
             write = printer.write if has_text(model) else Ids()
             completion = follow(model, chat.prompt, settings, write)
-            printer.end()
+            printer.end(cut=completion.finish_reason != "stop")
             if completion.finish_reason == "interrupted":
                 raise KeyboardInterrupt(f"after {len(completion.token_ids)} tokens")
             report_speed(completion)
@@ -195,7 +195,7 @@ class Conversation:
         chat = begun(self._model, ChatRequest(messages=messages, **self._asked))
         printer = StreamPrinter(chat)
         self._last = done = follow(self._model, chat.prompt, self._settings, printer.write)
-        answer = printer.end()
+        answer = printer.end(cut=done.finish_reason != "stop")
         messages.append(message(answer))
         if done.finish_reason == "interrupted":
             say("stopped")

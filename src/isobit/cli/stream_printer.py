@@ -36,9 +36,9 @@ class StreamPrinter:
         """More of the answer came."""
         self._print(self._reader.push(piece))
 
-    def end(self) -> Answer:
-        """All of it came; what it was."""
-        self._print(self._reader.flush())
+    def end(self, *, cut: bool) -> Answer:
+        """All of it came; what it was. ``cut``: the model would have gone on."""
+        self._print(self._reader.flush(cut=cut))
         if self._thought:
             self._write("\n", sys.stderr)
         if self._mid_line and sys.stdout.isatty():

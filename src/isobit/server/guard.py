@@ -93,6 +93,9 @@ class Guard:
             kind, code = "authentication_error", "invalid_api_key"
             headers = {"www-authenticate": "Bearer"}
             return refusal(request, 401, message, kind, None, code, headers)
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            message = "upgrade: expected HTTP, got a request for a websocket: use stream instead"
+            return refusal(request, 400, message, "invalid_request_error")
         if self._service.draining and request.method == "POST":
             return answer(request, ShuttingDown())
         if self._inside >= self._service.most_inside and request.method == "POST":

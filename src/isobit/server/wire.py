@@ -22,6 +22,10 @@ class Http(H11Protocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, _TRANSPORT: transport}
 
+    def _should_upgrade(self) -> bool:
+        """Never: the guard refuses what asks for websockets, and others go on as they are."""
+        return False
+
 
 class ChunkWriter:
     """An ASGI application in front of another."""

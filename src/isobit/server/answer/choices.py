@@ -18,7 +18,7 @@ from isobit.runtime.tokens import Token
 from isobit.runtime.wakeup import LoopWaker
 from isobit.server.answer.journal import Emitted
 from isobit.server.errors import ClientGone, Differs, ShuttingDown
-from isobit.server.parsing.events import CallBegins, Event, Finish, Text, Usage
+from isobit.server.parsing.events import CallBegins, Event, Finish, Usage
 from isobit.server.parsing.reading import Reader, TextReader
 from isobit.verify.receipt import Receipt, Recorder
 
@@ -31,15 +31,17 @@ class Piece:
 
     index: int
     events: list[Event] = field(default_factory=list)
+    of_events: list[list[Token]] = field(default_factory=list)
+    """For each of the events, the tokens that led to it, of earlier pieces too."""
     tokens: list[Token] = field(default_factory=list)
+    prompt: list[Token] = field(default_factory=list)
+    """The prompt's, in the first piece, if they are measured."""
     end: Token | None = None
     """The token that ended the choice, which is no part of its text."""
     taken: list[Token] = field(default_factory=list)
-    """What the model gave: no tokens of the prompt, and the one that ended it."""
+    """What the model gave: the tokens, and the one that ended it."""
     told: bool = False
     """Whether the client had it from another replica."""
-    of_texts: list[list[Token]] = field(default_factory=list)
-    """For each Text of the events, the tokens that led to it, of earlier pieces too."""
 
     @property
     def finish(self) -> Finish | None:
@@ -77,8 +79,6 @@ class Choice:
         """
         self._reader = reader or TextReader()
         self._echo = of_prompt and logprobs is not None
-        self.echoes = len(prompt) if self._echo else 0
-        """So many tokens of its pieces, the first, are the prompt's."""
         self.index = index
         self._recorder = Recorder() if receipt else None
         self._decoder = TokenText(engine.model.tokenizer)
@@ -176,10 +176,10 @@ class Choice:
         return piece
 
     def _put_echo(self, piece: Piece) -> None:
-        """The prompt's tokens before all others, if they are measured."""
+        """The prompt's tokens, if they are measured."""
         if self._echo:
             ids, self._echo = self.generation.request.prompt, False
-            piece.tokens[:0] = [Token(ids[0]), *self.generation.prompt]
+            piece.prompt = [Token(ids[0]), *self.generation.prompt]
 
     def _require_whole(self) -> None:
         """Raise what its passes did, if they ended it."""
@@ -214,16 +214,16 @@ class Choice:
             if self._text.stopped:
                 finish = Finish("stop", self._text.stop)
             self._read(piece, self._reader.push(rest + self._text.flush()))
-        self._read(piece, self._reader.flush())
+        cut = finish.reason == "length" or finish.stop is not None
+        self._read(piece, self._reader.flush(cut=cut))
         if self._called and finish == Finish("stop"):
             finish = Finish("tool_calls")
-        piece.events.append(finish)
+        self._read(piece, [finish])
 
     def _read(self, piece: Piece, events: list[Event]) -> None:
-        piece.events += events
         for event in events:
-            if isinstance(event, Text):
-                piece.of_texts.append(self._pending)
+            piece.events.append(event)
+            piece.of_events.append(self._pending)
             self._called |= isinstance(event, CallBegins)
             self._pending = []
 

@@ -86,6 +86,8 @@ class ChatShape:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._begun: set[int] = set()
+        self._held: dict[int, list[Token]] = {}
+        """By choice, the tokens that no delta was made of."""
 
     prefix, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
@@ -120,21 +122,26 @@ class ChatShape:
         return _only_text(piece)
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
-        """A choice's next piece, a delta for each of its events; its tokens are with the first."""
-        deltas = [delta for event in piece.events if (delta := _delta(event))]
-        if piece.index not in self._begun:
-            self._begun.add(piece.index)
-            deltas[:1] = [{"role": "assistant"} | (deltas[0] if deltas else {"content": ""})]
-        return [
-            {
-                "index": piece.index,
-                "delta": delta,
-                "logprobs": self._of([] if n else piece.tokens),
-                "finish_reason": piece.finish.reason if last and piece.finish else None,
-            }
-            for n, delta in enumerate(deltas or [{}])
-            for last in [n >= len(deltas) - 1]
-        ]
+        """A choice's next piece, a delta for each event that says something, with its tokens."""
+        parts: list[dict[str, Any]] = []
+        held = self._held.setdefault(piece.index, [])
+
+        def part(delta: dict[str, Any], finish: str | None = None) -> None:
+            if piece.index not in self._begun:
+                self._begun.add(piece.index)
+                delta = {"role": "assistant"} | (delta or {"content": ""})
+            made = {"index": piece.index, "delta": delta, "logprobs": self._of(held)}
+            parts.append(made | {"finish_reason": finish})
+            held.clear()
+
+        for event, tokens in zip(piece.events, piece.of_events, strict=True):
+            held += tokens
+            finish = event.reason if isinstance(event, Finish) else None
+            if (delta := _delta(event)) or finish:
+                part(delta, finish)
+        if piece.index not in self._begun:  # that it has begun
+            part({})
+        return parts
 
     def _of(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         return chat_logprobs(self._tokenizer, tokens) if self._logprobs else None
@@ -154,9 +161,11 @@ class CompletionShape:
 
     def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A choice at once."""
-        tokens = [t for piece in pieces for t in piece.tokens]
-        events = [e for piece in pieces for e in piece.events]
-        [part] = self.parts(Piece(index, events, tokens, pieces[-1].end))
+        whole = Piece(index, prompt=pieces[0].prompt, end=pieces[-1].end)
+        for piece in pieces:
+            whole.events += piece.events
+            whole.of_events += piece.of_events
+        [part] = self.parts(whole)
         return part
 
     def plain(self, piece: Piece) -> str | None:
@@ -166,15 +175,17 @@ class CompletionShape:
         return _only_text(piece)
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
-        """A choice's next piece."""
+        """A choice's next piece, if there is more of the text, or it ends."""
         index, logprobs = piece.index, None
+        if not (piece.events or piece.prompt):
+            return []
         before = self._echo.pop(index, "")
         if self._logprobs:
-            # With an echo the first are the prompt's.
             place = self._places.setdefault(index, _places())
             # The token that ended it has no text but a place: who scores a prompt by max_tokens 1
             # counts on one more token than the prompt's.
-            tokens = [*piece.tokens, *([piece.end] if piece.end else [])]
+            made = [token for tokens in piece.of_events for token in tokens]
+            tokens = [*piece.prompt, *made, *([piece.end] if piece.end else [])]
             logprobs = completion_logprobs(self._tokenizer, tokens, place)
         return [
             {

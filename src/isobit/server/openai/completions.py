@@ -108,7 +108,7 @@ class CompletionChunks:
             return self.parts(piece)
         frame = self._frames.get(piece.index)
         if frame is None:  # written once, with a text that is then cut out
-            [part] = self._shape.parts(Piece(piece.index, [Text(_CUT)]))
+            [part] = self._shape.parts(Piece(piece.index, [Text(_CUT)], [[]]))
             before, _, after = self._chunk([part], None).rpartition(_json(_CUT))
             frame = self._frames[piece.index] = before, after
         return (f"{frame[0]}{_json(text)}{frame[1]}",)

@@ -81,10 +81,9 @@ class ResponseWriter:
 
     def piece(self, piece: Piece) -> Iterator[str]:
         """What is new."""
-        of_texts = iter(piece.of_texts)
-        for what in piece.events:
-            tokens = next(of_texts) if isinstance(what, Text) and self._measured else []
-            yield from self._read(what, chat_logprobs(self._tokenizer, tokens)["content"])
+        for what, tokens in zip(piece.events, piece.of_events, strict=True):
+            measured = tokens if isinstance(what, Text) and self._measured else []
+            yield from self._read(what, chat_logprobs(self._tokenizer, measured)["content"])
 
     def ping(self) -> str:
         """A comment."""

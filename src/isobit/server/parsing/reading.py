@@ -31,8 +31,8 @@ class Reader(Protocol):
     def push(self, text: str) -> list[Event]:
         """More text came."""
 
-    def flush(self) -> list[Event]:
-        """No more will come."""
+    def flush(self, *, cut: bool = False) -> list[Event]:
+        """No more will come; ``cut``: though the model would have gone on."""
 
     @property
     def reasoning(self) -> bool:
@@ -63,7 +63,7 @@ class TextReader:
         """As it is."""
         return [Text(text)] if text else []
 
-    def flush(self) -> list[Event]:
+    def flush(self, *, cut: bool = False) -> list[Event]:  # noqa: ARG002 - as others
         """Nothing is held."""
         return []
 
@@ -112,10 +112,10 @@ class AnswerReader:
         next(self._parsing)
         return self._new()
 
-    def flush(self) -> list[Event]:
-        """No more will come."""
+    def flush(self, *, cut: bool = False) -> list[Event]:
+        """No more will come; ``cut``: though the model would have gone on."""
         if not self.done:
-            self._source.ended = True
+            self._source.ended, self._source.cut = True, cut
             next(self._parsing)
         return self._new()
 

@@ -26,6 +26,9 @@ class Source:
         """``special``: the tags that are tokens."""
         self.text = ""
         self.ended = False
+        self.cut = False
+        """Whether it ended where the model would have gone on: what may be the beginning of a tag
+        or of a call is then neither text nor a call."""
         self._special = frozenset(special)
         self._marks: set[int] = set()
         self._offset = 0  # of the text, in all that came
@@ -70,6 +73,13 @@ class Source:
             yield
         return self.text.startswith(text) and self._is_tag(text, 0)
 
+    def took_beginning(self, tag: str) -> bool:
+        """Read all there is, if a tag begins so."""
+        begins = self.text != "" and tag.startswith(self.text) and self._is_tag(tag, 0)
+        if begins:
+            self.take(len(self.text))
+        return begins
+
     def took(self, text: str) -> Parsing[bool]:
         """Read this, if it comes next."""
         found = yield from self.has(text)
@@ -104,8 +114,9 @@ class Source:
                 say(self.take(at))
                 self.take(len(tag))
                 return tag
-            safe = len(self.text) if self.ended else min(map(self._safe, tags), default=None)
-            if text := self.take(len(self.text) if safe is None else safe):
+            whole = len(self.text)
+            ends = self.ended and not self.cut
+            if text := self.take(whole if ends else min(map(self._safe, tags), default=whole)):
                 say(text)
             if self.ended:
                 return None

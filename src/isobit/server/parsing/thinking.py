@@ -34,7 +34,8 @@ class Thinking:
             source.keep()
             yield from source.skip()
             if self.begun is False or not (yield from source.took(self.opens)):
-                source.put_back()
+                if not (source.cut and self.begun is None and source.took_beginning(self.opens)):
+                    source.put_back()
                 return
         out.begin_thinking()
         if (yield from source.until((self.closes,), out.think)) is not None:

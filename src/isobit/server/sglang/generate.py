@@ -142,13 +142,11 @@ class _Output:
         self._id = asked.rid or answers.journal.name(choice.index)
         self._text = ""
         self._tokens: list[Token] = []
-        self._skip = choice.echoes  # the first piece has the prompt's tokens too
         self._finish: dict[str, Any] | None = None
 
     def add(self, piece: Piece) -> None:
         """What is new of it."""
-        self._tokens += piece.tokens[self._skip :]
-        self._skip = max(self._skip - len(piece.tokens), 0)
+        self._tokens += piece.tokens
         if piece.end is not None:
             self._tokens.append(piece.end)
         self._text += gathered(piece.events).text

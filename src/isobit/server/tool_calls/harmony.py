@@ -19,6 +19,7 @@ from isobit.server.tool_calls.tools import Tool, dumped
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_HEAD = re.compile(r"\s*(<\|start\|>|<\|channel\|>|to=)")
 _RECIPIENT = re.compile(r"\bto=functions\.([^\s<]+)")
 
 
@@ -40,7 +41,7 @@ class Harmony:
             if (yield from source.until((MESSAGE,), head.append)) is None:
                 break
             said = yield from self._message(source, out, "".join(head), said)
-        if not said and not out.calls and not "".join(head).strip().startswith((START, CHANNEL)):
+        if not said and not out.calls and not _HEAD.match("".join(head)):
             out.text("".join(head))  # an answer without heads
 
     def _message(self, source: Source, out: Events, head: str, said: bool) -> Parsing[bool]:

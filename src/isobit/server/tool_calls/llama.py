@@ -37,8 +37,8 @@ class Llama:
         while (yield from self._is_call(source, BLANK + ";" if out.calls else BLANK)):
             if not (yield from read_json_call(source, out, self._names)):
                 yield from source.until((), out.arguments)
-        if out.calls and self._begins(_spelt(source, BLANK + ";")):
-            return  # of another call, cut short before it named its tool
+        if (out.calls or source.cut) and self._begins(_spelt(source, BLANK + ";")):
+            return  # a call, cut short before it named its tool
         yield from source.until((), out.text)
 
     def _is_call(self, source: Source, before: str) -> Parsing[bool]:

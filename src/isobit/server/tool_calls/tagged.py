@@ -41,14 +41,16 @@ class Hermes:
             source.keep()
             before = out.calls
             whole = yield from self._call(source, out, tag)
+            if whole and tag == OPENS:
+                yield from source.skip()
+                yield from source.took(CLOSES)
+            if source.cut:  # what is left is a part of a call
+                return
             if out.calls == before:  # no call: the tag is text, and so is what follows
                 source.put_back()
                 out.text(tag)
             elif not whole:  # said as it is, so that whoever reads the arguments sees the fault
                 yield from source.until((CLOSES,), out.arguments)
-            elif tag == OPENS:
-                yield from source.skip()
-                yield from source.took(CLOSES)
 
     def _call(self, source: Source, out: Events, tag: str) -> Parsing[bool]:
         yield from source.skip()

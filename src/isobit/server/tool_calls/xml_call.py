@@ -87,7 +87,8 @@ def _text(source: Source, out: Events | _Parts) -> Parsing[bool]:
     while True:
         at = source.text.find(END_PARAMETER)
         if at < 0:
-            held = 0 if source.ended else max(_held(source.text, tag) for tag in _ENDS)
+            ends = source.ended and not source.cut
+            held = 0 if ends else max(_held(source.text, tag) for tag in _ENDS)
             say(len(source.text) - held)
             if source.ended:
                 return False
@@ -95,11 +96,12 @@ def _text(source: Source, out: Events | _Parts) -> Parsing[bool]:
             continue
         text = at - source.text[:at].endswith("\n")
         rest = source.text[at + len(END_PARAMETER) :].lstrip()
-        if rest.startswith(_FOLLOWS) or (source.ended and not rest):
+        begins = any(tag.startswith(rest) for tag in _FOLLOWS)
+        if rest.startswith(_FOLLOWS) or (source.ended and (not rest or (source.cut and begins))):
             say(text)
             source.take(at - text + len(END_PARAMETER))
             return True
-        if source.ended or not any(tag.startswith(rest) for tag in _FOLLOWS):
+        if source.ended or not begins:
             say(at + len(END_PARAMETER))
         else:
             say(text)
