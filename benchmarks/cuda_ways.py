@@ -25,8 +25,10 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.fusions import norm, step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import matmul
+from isobit.backends.cuda.ops import matmul, rms_norm
+from isobit.backends.cuda.steps import captured
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
 from isobit.backends.cuda.workspace import ROWS, STEP, STEPS
@@ -35,13 +37,28 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
-TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
+TRACED = (("all", 8), ("all", 32), ("all", 64), ("all", 128), ("before", 128))  # ways, sequences
+WHOLE, SEARCH = (matmul, "_PART_TOKENS", 0), (captured, "_SEARCH", 0)
+UNFOLDED = (matmul, "_FOLDED", 99)
+PARTS = SEARCH, UNFOLDED  # all else as it was
 WAYS = {
-    "now": (),
-    "nothing ahead": ((matmul, "_AHEAD", 0),),
-    "ahead 13": ((matmul, "_AHEAD", 13),),
-    "ahead 7": ((matmul, "_AHEAD", 7),),
+    "before": (WHOLE, *PARTS),
+    "before again": (WHOLE, *PARTS),
+    "parts": PARTS,
+    "parts, 8 together": (*PARTS, (matmul, "_PART_TILES", 1)),
+    "parts, 32 together": (*PARTS, (matmul, "_PART_TILES", 4)),
+    "parts, one block": (*PARTS, (matmul, "_PART_SHAPES", ((1, 20),))),
+    "parts, 5 warps": (*PARTS, (matmul, "_PART_SHAPES", ((2, 5), (1, 10)))),
+    "parts, 8 at once": (*PARTS, (rms_norm, "_ADDING", 2), (rms_norm, "_READ", 8)),
+    "parts of q, k, v": (*PARTS, (norm, "_IN_PARTS", False)),
+    "parts of the output": (*PARTS, (step_attention, "_IN_PARTS", False)),
+    "search": (WHOLE, UNFOLDED),
+    "folded": (WHOLE, SEARCH),
+    "folded from 4": (WHOLE, SEARCH, (matmul, "_FOLDED", 4)),
+    "all": (),
+    "all, nothing ahead": ((matmul, "_AHEAD", 0),),
 }
+FIRST = next(iter(WAYS))
 
 
 @contextlib.contextmanager
@@ -180,9 +197,9 @@ def main():
     for name in WAYS:
         mid = [float(np.median(times[name][n] or [0])) for n in sizes]
         ratio = [
-            float(np.median(np.array(times[name][n]) / np.array(times["now"][n])))
+            float(np.median(np.array(times[name][n]) / np.array(times[FIRST][n])))
             for n in sizes
-            if len(times[name][n]) == len(times["now"][n])
+            if len(times[name][n]) == len(times[FIRST][n])
         ]
         print(f"{name:<22}" + "".join(f"{us:9.0f}" for us in mid))
         print(f"{'':<22}" + "".join(f"{r:9.3f}" for r in ratio))

@@ -13,8 +13,8 @@
 #else
 #define CLUSTERED
 #endif
-#ifdef BESIDE  // threads that a multiprocessor has registers for besides
-#define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads + BESIDE, 1)
+#ifdef BESIDE  // threads that each of AT_ONCE blocks leaves registers for besides
+#define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads + BESIDE, AT_ONCE)
 #elif defined AT_ONCE  // blocks that a multiprocessor has registers for
 #define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads, AT_ONCE)
 #else
