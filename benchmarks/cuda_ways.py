@@ -25,9 +25,8 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.fusions import norm, step_attention
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import matmul, rms_norm
+from isobit.backends.cuda.ops import matmul
 from isobit.backends.cuda.steps import captured
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
@@ -37,26 +36,12 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
 COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
-TRACED = (("all", 8), ("all", 32), ("all", 64), ("all", 128), ("before", 128))  # ways, sequences
-WHOLE, SEARCH = (matmul, "_PART_TOKENS", 0), (captured, "_SEARCH", 0)
-UNFOLDED = (matmul, "_FOLDED", 99)
-PARTS = SEARCH, UNFOLDED  # all else as it was
+TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
 WAYS = {
-    "before": (WHOLE, *PARTS),
-    "before again": (WHOLE, *PARTS),
-    "parts": PARTS,
-    "parts, 8 together": (*PARTS, (matmul, "_PART_TILES", 1)),
-    "parts, 32 together": (*PARTS, (matmul, "_PART_TILES", 4)),
-    "parts, one block": (*PARTS, (matmul, "_PART_SHAPES", ((1, 20),))),
-    "parts, 5 warps": (*PARTS, (matmul, "_PART_SHAPES", ((2, 5), (1, 10)))),
-    "parts, 8 at once": (*PARTS, (rms_norm, "_ADDING", 2), (rms_norm, "_READ", 8)),
-    "parts of q, k, v": (*PARTS, (norm, "_IN_PARTS", False)),
-    "parts of the output": (*PARTS, (step_attention, "_IN_PARTS", False)),
-    "search": (WHOLE, UNFOLDED),
-    "folded": (WHOLE, SEARCH),
-    "folded from 4": (WHOLE, SEARCH, (matmul, "_FOLDED", 4)),
-    "all": (),
-    "all, nothing ahead": ((matmul, "_AHEAD", 0),),
+    "now": (),
+    "whole products": ((matmul, "_PART_TOKENS", 0),),
+    "a block a token's logits": ((captured, "_SEARCH", 0),),
+    "nothing ahead": ((matmul, "_AHEAD", 0),),
 }
 FIRST = next(iter(WAYS))
 

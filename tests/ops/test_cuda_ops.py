@@ -170,19 +170,15 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
         (stored.address, 0, stored.matrix_bytes, rows // 16, supers, acts, 0, 0, 0, 1)
         + (y, rows, 0, 0, n, 0, 1, 0, 0)
         + (stored.address, stored.address, fmt.nbytes(8 * 256 * supers), rows // 8),
-        defines
-        | {"BLOCK": str(32 * warps), "SPLIT": "1", "CLUSTER": str(together), "AHEAD": "3"}
-        | {"FOLDED_FROM": "2"},
+        defines | {"BLOCK": str(32 * warps), "SPLIT": "1", "CLUSTER": str(together), "AHEAD": "3"},
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=True),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
-@pytest.mark.parametrize(
-    ("tiles", "folded", "n", "supers"), [(1, 1, 3, 2), (2, 2, 37, 3), (3, 4, 70, 1)]
-)
+@pytest.mark.parametrize(("n", "supers"), [(3, 2), (37, 3), (16, 1)])
 @pytest.mark.parametrize("names", [("Q4_K",), ("Q6_K", "Q4_K"), ("Q4_K", "Q6_K")])
-def test_part_matmul(gpu, rng, names, supers, n, folded, tiles):
+def test_part_matmul(gpu, rng, names, supers, n):
     """Products in parts, of one superblock each, added up in order."""
     fmts = [next(f for f in FORMATS.values() if f.name == name) for name in names]
     rows = [16 * int(rng.integers(1, 12)) for _ in names]
@@ -192,7 +188,7 @@ def test_part_matmul(gpu, rng, names, supers, n, folded, tiles):
     parts, warps, slices = b.new(4 * supers * n * sum(rows)), 2, int(rng.integers(1, 4))
     rounds = -(-sum(rows) // 16 // (slices * warps)) + 1
     more = [(stored[1].address, rows[1] // 16)] if len(names) > 1 else [(0, 0)]
-    defines = {"WEIGHT": f"Tiled{names[0]}", "BLOCK": str(32 * warps), "TILES": str(tiles)}
+    defines = {"WEIGHT": f"Tiled{names[0]}", "BLOCK": str(32 * warps)}
     defines |= {"AHEAD": "3"} | ({"MORE": f"Tiled{names[1]}"} if names[1:] else {})
     Alone(gpu, 2).launch(
         "ops/part_matmul",
@@ -200,7 +196,7 @@ def test_part_matmul(gpu, rng, names, supers, n, folded, tiles):
         (stored[0].address, more[0][0], rows[0] // 16, more[0][1], supers, slices, acts, n)
         + (parts, sum(rows), stored[0].address, stored[0].address)
         + (fmts[0].nbytes(8 * 256 * supers), rows[0] // 8),
-        defines | {"ROUNDS": str(rounds), "FOLDED_FROM": str(folded)},
+        defines | {"ROUNDS": str(rounds)},
         shared=n * COLUMN_ACT_BYTES + warps * rounds * 16 * max(f.block_bytes for f in fmts),
     )
     y = np.zeros((n, sum(rows)), F32)

@@ -18,7 +18,6 @@ _PATTERNS = (
     ((_GATHER, "z = add x whole", _NORM), ("whole",)),
     (("z = add x y", _NORM), ()),
 )
-_IN_PARTS = True
 _SHARED = (
     "routed = combine shares each",
     "gate = matmul h1",
@@ -65,7 +64,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
         if gather and not g.exchanges_within(gather):
             continue
         if g.dies(v["x"], taken):  # the sum takes its place
-            if _IN_PARTS and pattern[0].startswith("z = add") and g.ends(v["y"], taken):
+            if pattern[0].startswith("z = add") and g.ends(v["y"], taken):
                 g.added.add(v["y"])
             return len(pattern), partial(_lower, g, taken[-1], gather, v)
     return None

@@ -21,7 +21,6 @@ from isobit.model.graph import Op, Value
 from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import Attention
 
-_IN_PARTS = True
 FEW_TILES = 4  # FEW_TILES of merge.cuh
 _MERGING = 2  # blocks of batch_merge.cu that a multiprocessor runs at once: AT_ONCE of step.cuh
 MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
@@ -47,7 +46,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
         count, y = count + 1, whole
     if not takes(g, h) or not g.only_multiplied(y) or y.shape.width % 256:
         return None
-    if _IN_PARTS and g.kind == STEPS and not gated and g.ends(v["qkv"], ops[:count]):
+    if g.kind == STEPS and not gated and g.ends(v["qkv"], ops[:count]):
         g.added.add(v["qkv"])
     return count, partial(_lower, g, h, v, y, gather)
 

@@ -88,16 +88,10 @@ struct TilePair<TiledQ4_K> {
     }
 };
 
-// Tiles of columns from which sub-scales of Q6_K are folded into the codes.
-#ifndef FOLDED_FROM
-#define FOLDED_FROM 99
-#endif
-
 template <>
 struct TilePair<TiledQ6_K> {
     template <int N>
     DEV static void product(const int* const (&tile)[2], const Columns (&x)[N], float (&u)[N][4]) {
-        if constexpr (N >= FOLDED_FROM) return folded(tile, x, u);
         int lane = lane_id(), sum[N][2][4] = {}, scales[2][4];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -144,70 +138,12 @@ struct TilePair<TiledQ6_K> {
                     }
                 }
             }
-        scaled(tile, sum, u);
-    }
-
-   private:
-    // The same without a multiplication for each group and column: a code less 32, times its sub-scale, is two
-    // signed digits of 256, which both are operands.
-    template <int N>
-    DEV static void folded(const int* const (&tile)[2], const Columns (&x)[N], float (&u)[N][4]) {
-        int lane = lane_id(), sum[N][2][2][4] = {};  // [column tile][plane][digit]
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                int low[4], top[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    low[i] = tile[i % 2][32 * (4 * half + 2 * odd + i / 2) + lane];
-                    top[i] = tile[i % 2][32 * (8 + 2 * half + i / 2) + lane];
-                }
-#pragma unroll
-                for (int upper = 0; upper < 2; upper++) {
-                    int group = 8 * half + 4 * upper + 2 * odd, a[2][4];  // [digit]
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int8* scales = reinterpret_cast<const int8*>(tile[i % 2] + 32 * 12) + 16 * (lane / 4);
-                        int scale = scales[group + i / 2];
-                        int code = (low[i] >> 4 * upper & 0x0f0f0f0f) |
-                                   (top[i] >> (4 * upper + 2 * odd) & 0x03030303) << 4;
-                        // Two codes a word, both times the scale, and so that neither half is below 0.
-                        uint32 less = 0x80808080u - uint32(scale) * 0x200020u;
-                        uint32 even = uint32(code & 0xff00ff) * scale + less;
-                        uint32 other = uint32(code >> 8 & 0xff00ff) * scale + less;
-                        a[0][i] = __byte_perm(even, other, 0x7351) ^ 0x80808080u;
-                        a[1][i] = __byte_perm(even, other, 0x6240) ^ 0x80808080u;
-                    }
-#pragma unroll
-                    for (int n = 0; n < N; n++) {
-                        int b[4];
-                        x[n].load(16 * group, b);
-#pragma unroll
-                        for (int p = 0; p < PLANES; p++)
-#pragma unroll
-                            for (int digit = 0; digit < 2; digit++)
-                                product32(sum[n][p][digit], a[digit], b[2 * p], b[2 * p + 1]);
-                    }
-                }
-            }
-        int whole[N][2][4];
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int p = 0; p < 2; p++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) whole[n][p][i] = sum[n][p][0][i] * 256 + sum[n][p][1][i];
-        scaled(tile, whole, u);
-    }
-    template <int N>
-    DEV static void scaled(const int* const (&tile)[2], const int (&sum)[N][2][4], float (&u)[N][4]) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint16* d = reinterpret_cast<const uint16*>(tile[i / 2] + 32 * 13);
 #pragma unroll
             for (int n = 0; n < N; n++)
-                u[n][i] = mul(half_to_float(d[lane_id() / 4]), combine_planes(sum[n][0][i], sum[n][1][i]));
+                u[n][i] = mul(half_to_float(d[lane / 4]), combine_planes(sum[n][0][i], sum[n][1][i]));
         }
     }
 };

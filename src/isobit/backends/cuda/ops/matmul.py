@@ -50,10 +50,8 @@ _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
 _AHEAD = 9
 """Of a layer's experts, each so many row blocks are fetched ahead by the dense product before."""
-_PART_TOKENS, _PART_TILES = 128, 2
-"""Tokens up to which steps leave products in parts; eights of them that share one unpacking."""
-_FOLDED = 2
-"""Eights of columns from which sub-scales of Q6_K are folded into the codes."""
+_PART_TOKENS = 128
+"""Up to which steps leave products in parts."""
 _PART_SHAPES = (2, 10), (1, 20)
 """Blocks of a multiprocessor, and their warps at most: the first that fits."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
@@ -145,13 +143,11 @@ def _lower_parts(
             whole(p)
             return
         blocks, slices, warps, rounds, shared = shape
-        chunks = -(-n // (8 * _PART_TILES))
         defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "ROUNDS": rounds}
-        defines |= {"BLOCK": 32 * warps, "AT_ONCE": blocks, "TILES": -(-n // (8 * chunks))}
+        defines |= {"BLOCK": 32 * warps, "AT_ONCE": blocks}
         defines |= {"MORE": f"Tiled{more[0].layout.format.name}"} if more else {}
         room = {1: (16, _BESIDE), 2: (8, 64)}.get(blocks, (0, 0))
         defines |= {"BESIDE": room[1]} if warps <= room[0] else {}
-        defines |= folded(w, *more)
         brought = _bring(ahead, n)
         defines |= {"AHEAD": _AHEAD} if brought[-1] else {}
         second, more_rows = (more[0].address, more[0].rows) if more else (0, 0)
@@ -178,12 +174,6 @@ def _lower_parts(
     g.emit(make)
     if y.name is not None:
         g.made.append(TracePoint(y, read))
-
-
-def folded(*weights: DeviceWeight | None) -> dict[str, int]:
-    """The definition of tile_pairs.cuh, for Q6_K."""
-    names = [w.layout.format.name for w in weights if w is not None]
-    return {"FOLDED_FROM": _FOLDED} if "Q6_K" in names and GROUPS[-1] > _FOLDED else {}
 
 
 def _bring(ahead: Ahead, tokens: int) -> tuple[int, int, int, int]:
@@ -576,7 +566,6 @@ def stream(
     defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
     ahead = _bring(product.ahead, p.tokens) if dense else (0, 0, 0, 0)
     defines |= {"AHEAD": _AHEAD} if ahead[-1] else {}
-    defines |= folded(w, up, more) if columns > GROUPS[0] else {}
     second = up or more
     product.g.launch(
         "ops/batch_matmul",

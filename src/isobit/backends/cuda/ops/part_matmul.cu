@@ -1,6 +1,6 @@
 // y = W x in a step of several sequences, the same W for all tokens, in parts that are not added up here: a block
 // takes one superblock of columns, so that it reads a superblock of each token's activations, not all of them, and
-// of it some row blocks of 16 rows, which a warp unpacks once for TILES * 8 tokens at a time. Whoever reads
+// of it some row blocks of 16 rows, which a warp unpacks once for all tokens. Whoever reads
 // parts[superblock][token][row] adds them up in the order of superblocks (docs/numerics.md, section 4).
 //
 // WEIGHT, and MORE for the rows behind those of WEIGHT: structs of tiles.cuh. Weights are on their way, ROUNDS
@@ -34,28 +34,24 @@ DEV void multiply(const uint8* slot, const ColumnActivations* acts, int tokens, 
     const int* tile[2] = {reinterpret_cast<const int*>(slot), reinterpret_cast<const int*>(slot + W::TILE_BYTES)};
     int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll 1
-    for (int first = 0; first < tokens; first += 8 * TILES) {
+    for (int first = 0; first < tokens; first += 8) {
         const ColumnActivations* here = acts + first;
-        int count = min(8 * TILES, tokens - first);
-        Columns x[TILES];
-        float u[TILES][4];
-#pragma unroll
-        for (int n = 0; n < TILES; n++) x[n] = Columns(here + 8 * n, count - 8 * n);
+        int count = min(8, tokens - first);
+        Columns x[1] = {Columns(here, count)};
+        float u[1][4];
         TilePair<W>::product(tile, x, u);
 #pragma unroll
-        for (int n = 0; n < TILES; n++)
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                int column = 8 * n + 2 * t + c;
-                if (column >= count) continue;
-                float d = here[column].d, *to = y + int64(first + column) * stride + g;
-                to[0] = mul(d, u[n][c]);
-                to[8] = mul(d, u[n][2 + c]);
-            }
+        for (int c = 0; c < 2; c++) {
+            int column = 2 * t + c;
+            if (column >= count) continue;
+            float d = here[column].d, *to = y + int64(first + column) * stride + g;
+            to[0] = mul(d, u[0][c]);
+            to[8] = mul(d, u[0][2 + c]);
+        }
     }
 }
 
-// A slice of the row blocks is every so manieth. stride: rows of all matrices.
+// A slice of the row blocks is every `slices`th. stride: rows of all matrices.
 KERNEL(BLOCK) part_matmul(const uint8* first, const uint8* second, int row_blocks, int more_row_blocks, int supers,
                           int slices, const ActivationBlock* x, int tokens, float* parts, int stride,
                           const uint8* ahead_first, const uint8* ahead_second, int ahead_bytes, int ahead_row_blocks) {

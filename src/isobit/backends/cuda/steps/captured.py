@@ -21,8 +21,8 @@ from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.model.graph import Key
 from isobit.numerics import KV_PAGE
 
-_SEARCH, _SEARCH_MOST = 2, 16
-"""Blocks of a multiprocessor that look for the most likely tokens; of a sequence at most."""
+_SEARCH, _SEARCH_LEAST, _SEARCH_MOST = 2, 3, 16
+"""Blocks of a multiprocessor that look for the most likely tokens; of a sequence, if not one."""
 
 
 @dataclass(frozen=True)
