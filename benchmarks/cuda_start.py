@@ -32,7 +32,7 @@ b.STAGING_BYTES = 1 << 60""",
     "tokenizer while weights are waited for": """
 import isobit.backends.cuda.resident as r, isobit.runtime.loaded as l
 waiting, begin, arrive = [], l._Beside.begin, r.StoredWeights.arrive
-l._Beside.begin = waiting.append
+l._Beside.begin = lambda self: waiting.append(self)
 r.StoredWeights.arrive = lambda self, gpu: ([begin(w) for w in waiting], arrive(self, gpu))""",
 }
 """What a process does first."""
