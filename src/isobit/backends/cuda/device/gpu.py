@@ -225,8 +225,10 @@ class CudaGpu:
         self._loading.append(loading)
 
         def wait() -> None:
-            self._check((self._driver.CUresult(loading.wait()),))
+            while (result := loading.wait(0.1)) is None:  # so that Ctrl-C is heard
+                pass
             self._loading.remove(loading)
+            self._check((self._driver.CUresult(result),))
 
         return wait
 
@@ -400,6 +402,8 @@ class CudaGpu:
         for loading in self._loading:
             loading.stop()
         self.activate()
+        for loading in self._loading:
+            loading.wait(0)
         self._kernels.clear()
         with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed
             for graph in self._graphs:
