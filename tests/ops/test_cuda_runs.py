@@ -14,8 +14,10 @@ from .test_cuda_rows import Texts, launched
 
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2)])
-def test_runs_of_mixed_batches(tmp_path, kind, heads, kv_heads):
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "multiprocessors"), [(8, 1, 4), (8, 1, 64), (6, 2, 64)]
+)
+def test_runs_of_mixed_batches(tmp_path, kind, heads, kv_heads, multiprocessors):
     """Of 2, 16, 17 and more tokens at several depths, several at once, beside single ones and
     padding."""
     print("seed", SEED)
@@ -26,7 +28,7 @@ def test_runs_of_mixed_batches(tmp_path, kind, heads, kv_heads):
     pages = rng.permutation(4 * n).astype(np.int32).reshape(n, 4)
     gpu = open_gpu(kind)
     if kind == "emulated":
-        gpu.warpgroups = True
+        gpu.warpgroups, gpu.multiprocessors = True, multiprocessors
     with GGUFFile.open(path) as file:
         weights = Weights.from_file(file)
         ours = sized(padded=(8, 20, 48, 64))(weights, engine, gpu)
