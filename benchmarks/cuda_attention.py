@@ -104,7 +104,7 @@ class Case:
             f"ops/{way.kernel}",
             way.kernel,
             (KV_HEADS, -(-self.n // way.span), way.blocks),
-            (*self.asked, *spans, HEADS, *self.cache, KV_HEADS, HEAD, self.out, 0),
+            (*self.asked, *spans, HEADS, *self.cache, KV_HEADS, HEAD, self.out, 0, *way.apart),
             shared=way.shared,
             defines=defines(way),
         )

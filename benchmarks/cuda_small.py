@@ -326,7 +326,7 @@ def attend(at, rng, n):
         if way.span not in spans:
             spans[way.span] = [*map(at.put, (first, np.minimum(way.span, n - first).astype(I32)))]
         arguments = prompt.q_int, prompt.dq, *prompt.where, *spans[way.span], HEADS
-        arguments += (*prompt.cache, KV_HEADS, HEAD, out, 0)
+        arguments += (*prompt.cache, KV_HEADS, HEAD, out, 0, *way.apart)
         grid = KV_HEADS, len(first), way.blocks
         at.launch(f"ops/{way.kernel}", grid, arguments, way.shared, **way.defines, **o)
 

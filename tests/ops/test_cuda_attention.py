@@ -104,7 +104,7 @@ def test_many_tokens(gpu, rng, kernel, heads, kv_heads, parts):
         (kv_heads, len(first), way.blocks),
         (put(q_int.astype(np.int16)), put(dq), put(positions), put(sequence), put(pages), each)
         + (put(np.int32(first)), put(np.int32(count)), heads, *map(put, cache), kv_heads, HEAD)
-        + (out, 0),
+        + (out, 0, *way.apart),
         shared=way.shared,
         defines={"PLANES": "2"} | {k: str(v) for k, v in way.defines.items()},
     )

@@ -121,7 +121,8 @@ def kernels():
     gpu.asked.add(("ops/send", tuple(sorted(mirrored.items()))))
     attention = {**mirrored, "HEAD": "128", "STAGE": "2", "OUT_HEADS": "32"}
     gpu.asked.add(("ops/attention_mma", tuple(sorted(attention.items()))))
-    gpu.asked.add(("ops/attention_wgmma", (("PLANES", "2"),)))
+    for how in ((), (("APART", "1"),)):
+        gpu.asked.add(("ops/attention_wgmma", (*how, ("PLANES", "2"))))
     gpu.asked.add(
         ("ops/attention_wgmma", (("MIRRORED", "2"), ("OUT_HEADS", "32"), ("PLANES", "2")))
     )

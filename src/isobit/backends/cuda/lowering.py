@@ -105,6 +105,8 @@ class Lowering:
         """Where rows go that come with a batch."""
         self.spans: dict[int, tuple[Slot, Slot]] = {}
         """Where spans of some length begin, and how many tokens they have."""
+        self.in_runs: Slot
+        """Of a mixed batch with spans: which tokens are in some."""
         self.readers: dict[Value, list[Op]] = {}
         for op in graph.required.ops:
             for v in op.inputs:

@@ -16,10 +16,11 @@ from isobit.backends.cuda.fusions.head_vectors import (
     HeadVectors,
 )
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
+from isobit.backends.cuda.ops.attention import MMA_ROWS, Way, ways
 from isobit.backends.cuda.workspace import MIXED, NOT_EXCHANGED, STEPS, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics import KV_PAGE
-from isobit.numerics.ops import Attention
+from isobit.numerics.ops import TOKENS, Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
 _MERGING = 2  # blocks of batch_merge.cu that a multiprocessor runs at once: AT_ONCE of step.cuh
@@ -118,6 +119,7 @@ def _attend_cached(
     results: TileResults,
     most: int,
     acts: int | None,
+    in_runs: int,
 ) -> None:
     buffers, at = tile_buffers(h, g.gpu), p.inputs
     integers, scales = q
@@ -127,10 +129,54 @@ def _attend_cached(
         "fusions/decode/cached_attention",
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
-        + (*h.cache.parts, g.tiles, *results.addresses, acts or 0),
+        + (*h.cache.parts, g.tiles, *results.addresses, acts or 0, in_runs),
         defines(h) | {"BUFFERS": buffers} | merged(acts),
         shared=_shared(h, buffers),
     )
+
+
+class _Runs:
+    """Runs of tokens of one sequence in a mixed batch, which warpgroups attend to together; what
+    tells of them lies in memory, so that one graph takes any."""
+
+    def __init__(self, g: Lowering, h: HeadVectors, way: Way, results: TileResults) -> None:
+        if way.span not in g.spans:
+            g.spans[way.span] = g.fixed("run_first", 1, TOKENS), g.fixed("run_count", 1, TOKENS)
+            g.in_runs = g.fixed("in_runs", 1, TOKENS)
+        self._g, self._h, self._way, self._results = g, h, way, results
+        self._spans = g.spans[way.span]
+
+    def attend(self, p: Pass, q: tuple[Slot | None, ...]) -> None:
+        """Queue the kernel over their tiles."""
+        g, h, at, (integers, scales) = self._g, self._h, p.inputs, q
+        assert integers is not None
+        assert scales is not None
+        spans = most_spans(p.tokens)
+        together = max(1, 2 * g.gpu.multiprocessors // (h.kv_heads * spans))
+        g.launch(
+            "ops/attention_wgmma",
+            (h.kv_heads, spans, min(g.tiles, together)),
+            (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
+            + (*(slot.address for slot in self._spans), h.heads, *h.cache.arguments)
+            + (self._results.outputs.address, 0, self._results.max_and_sum.address, g.tiles),
+            {"APART": 1},
+            shared=self._way.shared,
+        )
+
+
+def most_spans(tokens: int) -> int:
+    """Spans of runs in a mixed batch of so many tokens; other runs are attended to row by row."""
+    return tokens // MMA_ROWS + 4
+
+
+def _runs(g: Lowering, h: HeadVectors, results: TileResults, gather: Op | None) -> _Runs | None:
+    """If this program may have any, and the device has such products."""
+    way = next(ways(h.heads, h.kv_heads, h.head_dim, g.gpu), None)
+    known = way is not None and way.kernel == "attention_wgmma" and way.span >= MMA_ROWS
+    if g.kind != MIXED or gather or not known:
+        return None
+    assert way is not None
+    return _Runs(g, h, way, results)
 
 
 def _lower(
@@ -146,20 +192,26 @@ def _lower(
     merge = {**defines(h), **exchange.defines} | ({"GATED": 1} if h.gated else {})
     gates = qkv.stride if h.gated else 0
     of_q = g.formed(v["q"], "q_int"), g.formed(v["q"], "dq")
+    runs = _runs(g, h, results, gather)
 
     def make(p: Pass) -> None:
         most = min(g.tiles, tiles_at_once(h, g.gpu, p.tokens))
         # Where attention gives other parts nothing: those have other heads of the rows.
         alone = most == 1 and merges(h) and not h.gated and gather is None
         whole = acts.address if alone else None
+        in_runs = 0
+        if runs and p.tokens >= MMA_ROWS:
+            runs.attend(p, of_q)
+            in_runs = g.in_runs.address
         if g.kind == MIXED:
-            _attend_cached(g, h, p, of_q, results, most, whole)
+            _attend_cached(g, h, p, of_q, results, most, whole, in_runs)
         else:
             parts = in_parts.count(p) if in_parts else 1
             at = in_parts.slot if in_parts and parts > 1 else qkv
             attend(g, h, p, at.address, results, most, whole, parts)
-        if whole is not None:
+        if whole is not None and not in_runs:
             return
+        only = in_runs if whole is not None else 0
         count = p.tokens * supers(width)
         # Blocks that wait for other parts are no more at a time than run at once.
         at_once = _MERGING * g.gpu.multiprocessors if gather else p.tokens
@@ -169,7 +221,7 @@ def _lower(
                 "fusions/decode/batch_merge",
                 (rows if gather else -(-count // WARPS),),
                 (p.inputs.positions, *results.addresses, g.tiles, first, count, acts.address)
-                + (qkv.address + 4 * h.head_dim, gates, *exchange.arguments),
+                + (qkv.address + 4 * h.head_dim, gates, only, *exchange.arguments),
                 merge,
             )
 

@@ -35,6 +35,8 @@ class Way:
     """Blocks that share the heads of a span."""
     shared: int
     defines: Mapping[str, int]
+    apart: tuple[int, ...] = ()
+    """What it is told of tiles apart, where there are none."""
 
 
 def ways(heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> Iterator[Way]:
@@ -43,7 +45,7 @@ def ways(heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> Iterator[Way]:
     if gpu.warpgroups and head_dim == 128 and group <= _WARPGROUP_ROWS:
         stage = 4 * KV_PAGE * 128 + 8 * KV_PAGE + 16
         shared = 4 * stage + _WARPGROUP_ROWS * 2 * 128
-        yield Way("attention_wgmma", _WARPGROUP_ROWS // group, 1, shared, {})
+        yield Way("attention_wgmma", _WARPGROUP_ROWS // group, 1, shared, {}, (0, 0))
     if head_dim in (64, 96, 128):
         tile = 2 * KV_PAGE * (head_dim + 16) + 2 * head_dim * (KV_PAGE + 16) + 8 * KV_PAGE
         stage = 2 if 4 * tile <= gpu.shared_most else 1  # tiles; two stages are held
@@ -88,7 +90,8 @@ def lower(g: Lowering, op: Op) -> None:
         g.launch(
             f"ops/{many.kernel}",
             (cache.heads, p.spans[length], many.blocks),
-            (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0]),
+            (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0])
+            + many.apart,
             {**many.defines, **exchange.defines, **mirrored},
             shared=many.shared,
         )

@@ -46,7 +46,14 @@ DEV void fetch(Shared* sh, int stage, const Cache& cache, int page, int head) {
 struct Rows {
     float dq[2];
     int position[2];
+#ifdef APART  // where the first tile's results lie, from one tile to the next, and whether there is such a row
+    float2* max_and_sum[2];
+    float* out[2];
+    int step;
+    bool there[2];
+#else
     float m[2], l[2], o[CHANNEL_COLUMNS][4];
+#endif
 };
 
 // s of section 6 for the lane's keys: [column of 8 keys][fragment].
@@ -110,10 +117,21 @@ DEV void add_tile(Matrix q, const Shared* sh, int stage, int n, Rows& rows) {
     Matrix v = matrix_at(sh->tile[stage].v);
 #pragma unroll
     for (int part = 0; part < AHEAD; part++) value_products(v + part * PART * 8, weights, sum[part]);
+#ifdef APART
+    bool stores[2];
+    float* to[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        stores[r] = rows.there[r] && (WHOLE || seen[r] >= 0);
+        to[r] = rows.out[r] + int64(n) * rows.step * HEAD + 2 * (lane_id() % 4);
+        if (stores[r] && lane_id() % 4 == 0) rows.max_and_sum[r][n * rows.step] = make_float2(mt[r], lt[r]);
+    }
+#else
 #pragma unroll
     for (int r = 0; r < 2; r++)
         merge_row(WHOLE || seen[r] >= 0, mt[r], lt[r], rows.m[r], rows.l[r], a[r], b[r]);
     scale_outputs(rows.o, a);
+#endif
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         if (part + AHEAD < PARTS) {
@@ -124,32 +142,50 @@ DEV void add_tile(Matrix q, const Shared* sh, int stage, int n, Rows& rows) {
         }
         auto& of = sum[part % IN_FLIGHT];
         computed(of[0][0]), computed(of[0][1]), computed(of[1][0]), computed(of[1][1]);
+        float next[PART / 2];
 #pragma unroll
         for (int i = 0; i < PART / 2; i++) {
-            float next = mul(gt[i % 4 / 2], combine_planes<2>(of[0][0][i] * 256 + of[0][1][i],
-                                                              of[1][0][i] * 256 + of[1][1][i]));
+            next[i] = mul(gt[i % 4 / 2], combine_planes<2>(of[0][0][i] * 256 + of[0][1][i],
+                                                           of[1][0][i] * 256 + of[1][1][i]));
+#ifndef APART
             float& o = rows.o[part * PART / 8 + i / 4][i % 4];
-            o = add(o, mul(next, b[i % 4 / 2]));
+            o = add(o, mul(next[i], b[i % 4 / 2]));
+#endif
         }
+#ifdef APART
+#pragma unroll
+        for (int i = 0; i < PART / 2; i += 2)
+            if (stores[i % 4 / 2])
+                *reinterpret_cast<float2*>(to[i % 4 / 2] + part * PART + i / 4 * 8) = make_float2(next[i], next[i + 1]);
+#endif
     }
 }
 
 // Block (x, y): key-value head x, span y of the batch's tokens from the last one, as the last see the most tiles.
 // A span is a run of one sequence's tokens, whose rows the block has room for. OUT_HEADS: query heads of a row of
 // the output.
+//
+// With APART a block takes every gridDim.z-th tile, whose results go to where the launch behind merges them
+// (merge.cuh); a span may have no tokens.
 #ifndef OUT_HEADS
 #define OUT_HEADS n_heads
 #endif
 KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const int* positions, const int* sequence,
                               const int* pages, int pages_per_sequence, const int* span_first,
                               const int* span_count, int n_heads, int8* k, int8* v, float* dk, float* dv,
-                              int kv_heads, int padded, float* out, const uint64* exchanges) {
+                              int kv_heads, int padded, float* out, const uint64* exchanges, float2* max_and_sum, int most_tiles) {
     begin();
     DYNAMIC_SHARED(Shared, sh);
     Cache cache = {k, v, dk, dv, kv_heads, padded};
     int lane = lane_id(), g = lane / 4, t = lane % 4, warpgroup = shuffle(int(threadIdx.x) / 128, 0);
     int group = n_heads / kv_heads, kv_head = blockIdx.x, own = gridDim.y - 1 - blockIdx.y;
     int first = span_first[own], count = span_count[own] * group, row0 = warpgroup * ROWS;
+#ifdef APART
+    if (count == 0) return;
+    int begins = blockIdx.z, every = gridDim.z;
+#else
+    constexpr int begins = 0, every = 1;
+#endif
     int position0 = positions[first], furthest = position0 + span_count[own] - 1;
     const int* table = pages + sequence[first] * pages_per_sequence;
     int tiles = furthest / KV_PAGE + 1;
@@ -162,17 +198,18 @@ KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const i
         arrival_init(&sh->full[threadIdx.x], WARPS);
         arrival_init(&sh->empty[threadIdx.x], WARPS);
     }
-    auto fetch_tile = [&](int n) {
-        if (n < tiles) fetch(sh, n % STAGES, cache, table[n], kv_head);
+    auto fetch_tile = [&](int i) {  // of this block's
+        int n = begins + i * every;
+        if (n < tiles) fetch(sh, i % STAGES, cache, table[n], kv_head);
         commit_copies();
     };
-    auto fetched = [&](int n) {
+    auto fetched = [&](int i) {
         wait_copies<1>();
         written_for_products();
         __syncwarp();
-        if (lane == 0) arrive(&sh->full[n % STAGES]);
+        if (lane == 0) arrive(&sh->full[i % STAGES]);
     };
-    for (int n = 0; n < AHEAD; n++) fetch_tile(n);
+    for (int i = 0; i < AHEAD; i++) fetch_tile(i);
     for (int i = threadIdx.x; i < GROUPS * ROWS * HEAD / 8; i += THREADS) {
         int row = i / (HEAD / 8), c = i % (HEAD / 8);
         int4 v = *reinterpret_cast<const int4*>(q_int + vector(row) * HEAD + 8 * c);
@@ -197,6 +234,15 @@ KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const i
     for (int r = 0; r < 2; r++) {
         rows.dq[r] = dq_all[vector(row + 8 * r)];
         rows.position[r] = position0 + min(row + 8 * r, count - 1) / group;
+#ifdef APART
+        int of = min(row + 8 * r, count - 1);
+        int64 at = (int64(first + of / group) * kv_heads + kv_head) * most_tiles * group + of % group;
+        rows.max_and_sum[r] = max_and_sum + at;
+        rows.out[r] = out + at * HEAD;
+        rows.step = group;
+        rows.there[r] = row + 8 * r < count;
+    }
+#else
         rows.m[r] = isobit::from_bits(0xff800000u), rows.l[r] = -0.0f;
     }
     // The first tile is merged like the others: -0 times its factor is what changes no value.
@@ -204,6 +250,7 @@ KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const i
     for (int c = 0; c < CHANNEL_COLUMNS; c++)
 #pragma unroll
         for (int i = 0; i < 4; i++) rows.o[c][i] = -0.0f;
+#endif
     int nearest = position0 + row0 / group, last = position0 + (min(row0 + ROWS, count) - 1) / group;
     int seen = row0 < count ? last / KV_PAGE + 1 : 0;  // tiles
     int whole = (nearest + 1) / KV_PAGE;
@@ -212,17 +259,19 @@ KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const i
     __syncthreads();
     fetched(0);
 #pragma unroll 1
-    for (int n = 0; n < tiles; n++) {
-        int stage = n % STAGES, next = n + AHEAD;
-        if (next >= STAGES && next < tiles) arrival_wait(&sh->empty[next % STAGES], next / STAGES - 1);
+    for (int i = 0, n = begins; n < tiles; i++, n += every) {
+        int stage = i % STAGES, next = i + AHEAD;
+        if (next >= STAGES && n + AHEAD * every < tiles)
+            arrival_wait(&sh->empty[next % STAGES], next / STAGES - 1);
         fetch_tile(next);
         fetched(next - 1);
-        arrival_wait(&sh->full[stage], n / STAGES);
+        arrival_wait(&sh->full[stage], i / STAGES);
         if (n < whole && n < seen) add_tile<true>(q, sh, stage, n, rows);
         else if (n < seen) add_tile<false>(q, sh, stage, n, rows);
         __syncwarp();
         if (lane == 0) arrive(&sh->empty[stage]);
     }
+#ifndef APART
     Mirrors mirrors(exchanges);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -236,4 +285,5 @@ KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const i
             mirrors.store(reinterpret_cast<float2*>(to + 8 * c),
                           make_float2(mul(rows.o[c][2 * r], scale), mul(rows.o[c][2 * r + 1], scale)));
     }
+#endif
 }

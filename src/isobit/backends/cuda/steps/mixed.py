@@ -5,8 +5,10 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backends.base import I32, Batch
+from isobit.backends.cuda.fusions.step_attention import most_spans
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops.attention import MMA_ROWS
 from isobit.backends.cuda.steps.captured import padded
@@ -19,6 +21,10 @@ _FEW = 256  # tokens
 _MOST_ATTENDED = 1 << 18
 """Positions, by the tokens of prompts: at the width of Qwen3-30B-A3B 9 ms of an H200's, instead of
 3."""
+
+
+_MOST_TOGETHER = 1 << 20
+"""The same where a run's tokens are attended to together."""
 
 
 class MixedPasses(Passes):
@@ -48,8 +54,9 @@ class MixedPasses(Passes):
             return False
         runs = np.diff(np.flatnonzero(np.diff(batch.sequence, prepend=-1, append=-1)))
         attended = batch.positions[np.repeat(runs >= MMA_ROWS, runs)].sum()
+        most = _MOST_TOGETHER if self._g.spans else _MOST_ATTENDED
         few = len(batch.tokens) <= _FEW or runs.min() == 1
-        return few and bool(attended <= _MOST_ATTENDED)
+        return few and bool(attended <= most)
 
     def put(self, batch: Batch, states: I32) -> None:
         """Bring a batch to the device, its last token repeated up to the size."""
@@ -60,6 +67,7 @@ class MixedPasses(Passes):
             a[which] for a in (batch.tokens, batch.positions, batch.sequence)
         )
         whole = replace(batch, tokens=tokens, positions=positions, sequence=sequence)
+        self._count = n
         self._ready = self._set(whole, states, 0, size, batch.logit_rows[:0])
 
     def fill(self, source: int, places: I32) -> None:
@@ -94,6 +102,28 @@ class MixedPasses(Passes):
             gpu.upload(self._each["rows"].address, at.astype(np.int32))
             gpu.replay(self.rows[rows])
             take(now, self._program.logits.address)
+
+    def _set_spans(
+        self, length: int, starts: NDArray[np.integer], ends: NDArray[np.integer]
+    ) -> int:
+        """Tell of the runs that attention takes together: as many as there is room for."""
+        ends = np.minimum(ends, self._count)  # what is repeated is in none
+        size = padded(self._count, self.sizes)
+        spans, inside = np.zeros((2, size), np.int32), np.zeros(size, np.int32)
+        used, room = 0, most_spans(size)
+        for start, end in zip(starts, ends, strict=True):
+            first = np.arange(start, end, length)
+            if end - start < MMA_ROWS or used + len(first) > room:
+                continue
+            spans[0, used : used + len(first)] = first
+            spans[1, used : used + len(first)] = np.minimum(end - first, length)
+            inside[start:end] = 1
+            used += len(first)
+        for slot, values in zip(
+            (*self._g.spans[length], self._g.in_runs), (*spans, inside), strict=True
+        ):
+            self._g.gpu.upload(slot.address, values)
+        return used
 
     def _pass(self, size: int) -> Pass:
         return Pass(size, 1, self._inputs())

@@ -5,9 +5,10 @@
 
 // A superblock of one sequence a warp, `count` of them all. With BOUNDS this part has some heads, whose outputs it
 // sends to the others; then a block has a row, from `first` on, and all blocks run at once, and wait for the others' of
-// the same row. gate: of the first row; the next ones' are gate_stride floats apart.
+// the same row. gate: of the first row; the next ones' are gate_stride floats apart. only: which rows, if not all.
 KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const float* out, int most_tiles,
                         int first, int count, ActivationBlock* acts, const float* gate, int64 gate_stride,
+                        const int* only,
                         const uint64* exchanges, int site) {
     auto tiles_of = [&](int64 row) {
         int64 result = row * HEADS * most_tiles;
@@ -43,7 +44,7 @@ KERNEL(256) batch_merge(const int* positions, const float2* max_and_sum, const f
     }
 #else
     int index = blockIdx.x * (THREADS / WARP) + warp_id();
-    if (index >= count) return;
+    if (index >= count || (only && !only[index / SUPERS])) return;
     float v[8];
     int column = index % SUPERS * SUPER + 8 * lane_id();
     tiles_of(index / SUPERS).merged<2 * FEW_TILES, true>(column, v);

@@ -3,11 +3,11 @@
 #include "key_tiles.cuh"
 
 // Blocks: x tiles (dealt), y key-value head, z token. q: 16-bit, [token][HEADS][HEAD_DIM]; dq: their scales
-// with that of the scores.
+// with that of the scores. in_runs: which tokens others attend to, if there is such.
 KERNEL(320) cached_attention(const short* q, const float* dq, const int* positions,
                              const int* sequence, const int* pages, int each, int8* k, int8* v,
                              float* dk, float* dv, int most_tiles, float2* max_and_sum, float* out,
-                             ActivationBlock* acts) {
+                             ActivationBlock* acts, const int* in_runs) {
     DYNAMIC_SHARED(AttentionShared, sh);
     Cache cache = {k, v, dk, dv, KV_HEADS, HEAD_DIM};
     int head = blockIdx.y, token = blockIdx.z;
@@ -16,6 +16,7 @@ KERNEL(320) cached_attention(const short* q, const float* dq, const int* positio
     for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // heads that are not there stay so
     begin();
+    if (in_runs && in_runs[token]) return;
     int position = positions[token], tiles = position / KV_PAGE + 1;
     if (int(blockIdx.x) >= tiles) return;
     pages += sequence[token] * each;
