@@ -14,7 +14,7 @@ from rich.console import Console
 
 from isobit.__main__ import may_use_cuda, open_driver
 from isobit.backends import FallbackNote, NoGpuNote
-from isobit.cli import COMMANDS, main, options, sampling_options, tools
+from isobit.cli import COMMANDS, event_loop, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
 from isobit.cli.run import show
 from isobit.errors import NothingCompared
@@ -475,6 +475,19 @@ except KeyboardInterrupt as stop:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (code, b"")
+
+
+def test_ctrl_c_is_pythons_again_after_a_coroutine_that_failed() -> None:
+    async def main() -> None:
+        raise ValueError
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError, match=r"^$"):
+            event_loop.run(main())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

@@ -311,12 +311,17 @@ class CudaGpu:
         config = self._config(tuple(grid), threads, shared, cooperative, overlap)
         values = tuple(arguments), signature.parameters
         try:
-            self._check(self._driver.cuLaunchKernelEx(config, code, values, 0))
-        except Exception as error:  # the library's own kinds: the driver's errors and its checks
-            raise BackendUnavailable(
-                f"cuda: {str(error).splitlines()[0]} (when {kernel} was queued; the kernel that "
-                "failed may be one before it)"
-            ) from None
+            (result,) = self._driver.cuLaunchKernelEx(config, code, values, 0)
+        except Exception as error:  # the library's own kinds, of what it cannot pack
+            raise self._not_queued(kernel, str(error)) from None
+        if result != self._driver.CUresult.CUDA_SUCCESS:
+            raise self._not_queued(kernel, _words(self._driver, result))
+
+    @staticmethod
+    def _not_queued(kernel: str, why: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"cuda: {why} (when {kernel} was queued; the kernel that failed may be one before it)"
+        )
 
     def capture(self, queue: Callable[[], None]) -> object:
         """Record what ``queue`` launches; its kernels are compiled and loaded first."""
