@@ -12,7 +12,7 @@ from isobit.numerics.ops.gather import Ranges
 
 class HeadCuts:
     """The heads of a graph, over parts that have them about in these proportions; where there are
-    more parts than key heads, about evenly."""
+    more parts than key heads, about evenly: several parts have the same key head."""
 
     def __init__(self, graph: Graph, shares: Sequence[int]) -> None:
         self.parts, self.shares = len(shares), shares
