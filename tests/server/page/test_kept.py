@@ -1,4 +1,4 @@
-"""The chat page in a browser: what was said, and the bits of it, outlive what may happen to them."""
+"""The chat page in a browser: what was said, and the bits of it, outlive what may happen."""
 
 import json
 from typing import Any
@@ -19,10 +19,8 @@ HEAR = """
 """
 
 
-@pytest.mark.parametrize("seed", [2**53 + 1, 2**64 - 1])
-def test_all_bits_of_seeds_and_receipts_are_kept(
-    page: Page, client: openai.OpenAI, seed: int
-) -> None:
+def test_all_bits_of_seeds_and_receipts_are_kept(page: Page, client: openai.OpenAI) -> None:
+    seed = 2**64 - 1
     page.find("#open-settings").click()
     page.find("[name=seed]").send_keys(str(seed))
     page.button("Done").click()
@@ -57,7 +55,9 @@ def test_a_stopped_answer_can_be_replayed(
     receipt = json.loads(page.kept()[-1]["receipt"])
     n = len(receipt["tokens"])
     assert page.text(".stats").startswith(f"{n} token")
-    assert served_model.detokenize([t["token"] for t in receipt["tokens"]]) == page.kept()[-1]["text"]
+    assert (
+        served_model.detokenize([t["token"] for t in receipt["tokens"]]) == page.kept()[-1]["text"]
+    )
     page.button("Replay on the CPU").click()
     page.until(lambda: page.text(".verdict").startswith(f"Identical: {n} token"))
 

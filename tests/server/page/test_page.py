@@ -208,6 +208,7 @@ def test_replay_says_whether_the_bits_are_the_same(page: Page) -> None:
     page.ask("import os")
     page.button("Replay on the CPU").click()
     page.until(lambda: page.text(".verdict").startswith("Identical: 12 tokens, bit for bit"))
+    assert page.js("return document.activeElement.textContent") == "Replay on the CPU"
     kept = page.kept()
     receipt = json.loads(kept[1]["receipt"])
     receipt["tokens"][3]["logits"] = "0" * 64

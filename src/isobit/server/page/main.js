@@ -46,7 +46,8 @@ function finish(answer, i) {
   answer.offer(button("Regenerate", () => regenerate(i), "Regenerate; what follows is dropped"));
   if (!receipt) return;
   const verify = button("Replay on the CPU", async () => {
-    verify.disabled = true;
+    if (verify.ariaDisabled) return; // a button that is disabled would lose the focus
+    verify.ariaDisabled = "true";
     answer.judge("none", "Computing it again…");
     try {
       const verdict = await api.replay(receipt);
@@ -57,7 +58,7 @@ function finish(answer, i) {
     } catch (error) {
       answer.judge("none", error.message);
     }
-    verify.disabled = false;
+    verify.ariaDisabled = null;
   });
   answer.offer(verify, button("Receipt", () => download(receipt), "Save the receipt as a file"));
 }
@@ -204,7 +205,7 @@ function busy(yes) {
 async function connect() {
   try {
     name = (await api.model()).id;
-    at("model").textContent = name;
+    at("model").textContent = at("model").title = name;
     document.title = `${name} · isobit`;
   } catch (error) {
     if (error.status === 401) askKey(connect, error);
@@ -214,6 +215,7 @@ async function connect() {
 
 function connectAgain() {
   list.querySelector(".failure")?.remove();
+  area.focus();
   connect();
 }
 
