@@ -6,7 +6,7 @@ import pytest
 
 from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, Layout, repack
-from isobit.backends.cuda.device.load import DeviceWeight, Loader
+from isobit.backends.cuda.device.load import DeviceWeight, matrix_parts
 from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import LaunchShape, prefers_tensor_cores
 from isobit.backends.cuda.ops.top_k import ordering_bytes
@@ -72,8 +72,7 @@ def load(gpu, weight):
     region = Region()
     stored = DeviceWeight.of(weight, region)
     region.address = gpu.allocate(region.nbytes)
-    with Loader(gpu) as loader:
-        loader.matrix(weight, stored)
+    gpu.bring([*matrix_parts(weight, stored)])()
     return stored
 
 

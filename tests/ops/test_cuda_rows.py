@@ -28,7 +28,7 @@ def launched(backend):
 
 def guess_with_the_next_layer(backend):
     """Let each layer guess its experts with another one's router: mostly wrong ones."""
-    matrices = backend._programs.resident.matrices
+    matrices = backend._programs.resident.weights.matrices
     own = [matrices[f"blk.{i}.ffn_gate_inp.weight"].address for i in range(2)]
     other, launch = dict(zip(own, own[1:] + own[:1], strict=True)), backend._gpu.launch
 

@@ -5,6 +5,8 @@ address when the plan (programs.py) has found what all of them take. Launches ar
 pass; those of a step of decoding once, while they are captured.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -462,7 +464,7 @@ class Lowering:
 
     def matrix(self, weight: Weight) -> DeviceWeight:
         """A matrix, or a stack of them."""
-        return self.resident.matrices[weight.name]
+        return self.resident.weights.matrices[weight.name]
 
     def vector(self, weight: Weight) -> Callable[[], int]:
         """A vector's address, once it is loaded."""

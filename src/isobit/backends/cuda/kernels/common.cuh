@@ -56,6 +56,8 @@ struct __align__(16) ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 720, "ActivationBlock is also known to layout.py");
 
+DEV float sigmoid(float x) { return div(1.0f, add(1.0f, isobit::exp(-x))); }
+
 DEV int lane_id() { return threadIdx.x % WARP; }
 DEV int warp_id() { return threadIdx.x / WARP; }
 

@@ -1,9 +1,11 @@
 // RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
-// A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
-// their load to the quantised block. A block of many superblocks has fewer warps, each of them for EACH.
-// ADDED: rows that are added to x, 0 or 1; or more, the parts of a product (part_matmul.cu); or with WEIGHTED the rows
-// of a weighted sum, with SHARED one more by the sigmoid of a product, of what it was made of with weights. AT_ONCE (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
-// what is added; all blocks run at once, and wait for the others' of the same row.
+// A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp has eight values a lane in
+// registers, from their load to the quantised block. A block of many superblocks has fewer warps, each
+// of them for EACH. ADDED: rows that are added to x, 0 or 1; or more, the parts of a product
+// (part_matmul.cu); or with WEIGHTED the rows of a weighted sum, with SHARED one more by the sigmoid of
+// a product, of what it was made of with weights. AT_ONCE (common.cuh) has the compiler spend registers
+// on many reads at once. With BOUNDS this part has some columns of what is added; all blocks run at
+// once, and wait for the others' of the same row.
 #include "exchange.cuh"
 
 constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
@@ -61,9 +63,10 @@ DEV void add_lanes(const float (&products)[SUPERS][SUPER], float* buffer) {
 }
 
 // x += what is added; y = norm of x, out = y quantised. Rows from `first` on.
-KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* shared,
-                                  const float* input, const float* gate, const float* norm, float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
-                                  int first) {
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights,
+                                  const float* shared, const float* input, const float* gate,
+                                  const float* norm, float eps, float* y, ActivationBlock* out,
+                                  const uint64* exchanges, int site, int first) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
     int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns
@@ -96,7 +99,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
     add_lanes(squares, buffer);
     __syncthreads();
     float share = add(buffer_tree(buffer), 0.0f);
-    share = div(1.0f, add(1.0f, isobit::exp(-share)));
+    share = sigmoid(share);
     __syncthreads();
 #endif
 #if ADDED
