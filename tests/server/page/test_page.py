@@ -28,6 +28,21 @@ Inline <img src=x onerror="window.hacked = 1"> and <b onclick=x>bold</b>.
 | [ok](https://example.invalid/y) |
 
 """
+REACH = """
+    const box = (element) => element.getBoundingClientRect();
+    const copy = box([...document.querySelectorAll(".code button")].at(-1));
+    return box(document.querySelector("header")).bottom <= copy.top && copy.bottom < innerHeight;
+"""
+EDGES = """
+    const light = (colour) => colour.match(/\\d+/g).slice(0, 3).map((c) => c / 255)
+      .map((c) => (c > 0.04045 ? ((c + 0.055) / 1.055) ** 2.4 : c / 12.92))
+      .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const paper = light(getComputedStyle(document.body).backgroundColor);
+    return Math.min(...[...document.querySelectorAll("textarea, input, select")].map((field) => {
+      const edge = light(getComputedStyle(field).borderTopColor);
+      return Math.max(edge, paper) / Math.min(edge, paper);
+    }));
+"""
 SPOKEN = "First one.\n\n- a\n- b\n\n```python\nx = 1\n```\n\nLast **one**."
 
 
@@ -269,7 +284,8 @@ def test_nothing_is_too_wide_and_axe_finds_nothing(page: Page, mode: str) -> Non
     wide = "x" * 200
     page.script.says(
         f"# Head\n\n{wide} `{wide}`\n\n- [x] a\n\n```python\nx = '{wide}'  # y\n```\n\n"
-        f"|a|b|\n|-|-|\n|{wide}|1|\n\n> said [there](https://example.invalid)",
+        f"|a|b|\n|-|-|\n|{wide}|1|\n\n> said [there](https://example.invalid)\n\n"
+        "```\n" + "line\n" * 60 + "```\n",
         thinks="So.",
     )
     page.ask(wide)
@@ -282,6 +298,9 @@ def test_nothing_is_too_wide_and_axe_finds_nothing(page: Page, mode: str) -> Non
             metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             assert page.js("return document.documentElement.scrollWidth") <= width
+            page.js("document.querySelector('.answer > footer').scrollIntoView({ block: 'end' })")
+            assert page.js(REACH), "long code's Copy is out of reach"
+        assert page.js(EDGES) >= 3  # WCAG 1.4.11
         for view in views:
             page.js(view)
             page.js(axe)
