@@ -107,7 +107,7 @@ def edit(page: Page, more: str) -> None:
 def test_a_tab_leaves_the_conversations_of_others_alone(page: Page) -> None:
     page.script.says("Mine.")
     page.ask("First")
-    first = page.driver.current_window_handle
+    first, left = page.driver.current_window_handle, "return localStorage['isobit.conversation']"
     page.driver.switch_to.new_window("tab")
     try:
         page.open()
@@ -119,6 +119,11 @@ def test_a_tab_leaves_the_conversations_of_others_alone(page: Page) -> None:
         page.button("New chat").click()
         page.script.says("Yours.")
         page.ask("Second")
+        page.button("New chat").click()
+        page.js("localStorage['isobit.conversation'] = 'of a tab that was closed'")
+        page.driver.get(page.address + "page/icon.svg")
+        assert page.js(left) == "of a tab that was closed"
+        page.js("localStorage.removeItem('isobit.conversation')")
         page.driver.close()
     finally:
         page.driver.switch_to.window(first)

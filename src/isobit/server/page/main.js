@@ -267,7 +267,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
 });
 addEventListener("pagehide", () => {
-  keep();
+  if (standing().length) keep(); // an empty tab leaves nothing to the next in place of another's
   conversation.saveDraft(area.value);
 });
 
