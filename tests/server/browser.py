@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
+ENTER, SHIFT, ESCAPE, TAB = "\ue007", "\ue008", "\ue00c", "\ue004"
 
 
 @contextmanager
@@ -113,6 +115,67 @@ class Scripted:
         """The next answer is an error."""
         body = json.dumps({"error": {"message": message, "code": code}})
         self.scripts.append(lambda _: Response(body, status, headers))
+
+
+class Page:
+    """What a person sees and does."""
+
+    def __init__(self, driver: Any, address: str, script: Scripted) -> None:
+        self.driver = driver
+        self.address = address
+        self.script = script
+
+    def open(self) -> None:
+        self.driver.get(self.address)
+        self.until(lambda: self.js("return document.readyState === 'complete'"))
+
+    def js(self, code: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < end, self.text("body")
+            time.sleep(0.02)
+        return found
+
+    def find(self, css: str) -> Any:
+        return self.driver.find_element("css selector", css)
+
+    def text(self, css: str) -> str:
+        return str(self.js("return document.querySelector(arguments[0])?.innerText ?? ''", css))
+
+    def button(self, text: str) -> Any:
+        """The last visible button of this text."""
+        every = self.driver.find_elements("css selector", "button")
+        return [each for each in every if each.is_displayed() and each.text == text][-1]
+
+    def type(self, *keys: str) -> None:
+        self.js("return document.activeElement").send_keys(*keys)
+
+    def ask(self, text: str, *, wait: bool = True) -> None:
+        self.find("#question").send_keys(text, ENTER)
+        if wait:
+            self.complete()
+
+    def complete(self) -> None:
+        self.until(lambda: self.find("#send").is_displayed())
+
+    def kept(self) -> list[dict[str, Any]]:
+        """The conversation of this tab, as it is stored."""
+        return json.loads(self.js("return sessionStorage.getItem('isobit.conversation')") or "[]")
+
+    def begin_with(self, kept: list[dict[str, Any]]) -> None:
+        """The page as it is opened in a tab that has kept this."""
+        self.driver.get(f"{self.address}page/icon.svg")  # of its origin, without its code
+        code = "sessionStorage.setItem('isobit.conversation', arguments[0])"
+        self.js(code, json.dumps(kept))
+        self.open()
+
+    def set(self, **settings: object) -> None:
+        for name, value in settings.items():
+            code = "document.querySelector(`[name=${arguments[0]}]`).value = arguments[1]"
+            self.js(code, name, str(value))
 
 
 def _event(choice: dict[str, Any]) -> str:

@@ -27,7 +27,8 @@ from isobit.server.front.front import Front
 from isobit.server.front.replicas import Replicas
 from isobit.server.guard import FRONT
 from isobit.server.webpage import HEADERS
-from tests.server.conftest import free_port, serve
+from isobit.verify.receipt_file import receipts_in
+from tests.server.conftest import Gate, free_port, serve
 from tests.server.gathering import gathered
 from tests.server.stopping import LINE, stopping
 from tests.server.test_front import KEY as ENVIRONMENT
@@ -41,7 +42,7 @@ from tests.server.test_front import (
     stream,
     streams,
 )
-from tests.server.test_server import PROMPT, url, wait_for
+from tests.server.test_server import MESSAGES, PROMPT, url, wait_for
 
 KEY = ENVIRONMENT["ISOBIT_FRONT_KEY"]
 
@@ -136,6 +137,38 @@ def test_streams_that_are_cut_anywhere_go_on(
             assert stream(front, path, body) == wanted, cuts
             assert continued(front) == cutter.cuts, cuts
     assert cutter.cuts >= 4 * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("fronted", [False, True])
+def test_a_stream_is_stopped(
+    path: str,
+    fronted: bool,
+    front: str,
+    replicas: list[str],
+    served_model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, url = Gate(served_model, monkeypatch, 4), front if fronted else replicas[0]
+    asked = "input" if path == "/v1/responses" else "messages"
+    most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {asked: MESSAGES, most: 99, "model": "m", "stream": True, "isobit_receipt": True}
+    if path == "/v1/chat/completions":
+        body |= {"stream_options": {"include_usage": True}}
+    with httpx.stream("POST", url + path, json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        first = next(json.loads(line[6:]) for line in lines if line.startswith("data: "))
+        name = {"id": (first.get("response") or first.get("message") or first)["id"]}
+        assert httpx.post(url + "/stop", json=name, timeout=60).json() == name
+        gate.opened.set()
+        text = "\n".join(lines)
+    [(_, receipt)] = receipts_in(text.encode(), "the stream")
+    assert len(receipt.tokens) < 10
+    n = f'"{"completion" if path == "/v1/chat/completions" else "output"}_tokens":'
+    assert n + str(len(receipt.tokens)) in text.replace(" ", "")
+    ends = '"length"', '"max_tokens"', '"max_output_tokens"'
+    assert any(end in text for end in ends)
+    assert httpx.post(url + "/stop", json=name, timeout=60).status_code == 404
 
 
 def test_a_fourth_replica_is_not_lost(front: str, cutter: Cutter) -> None:

@@ -18,11 +18,12 @@ from isobit.server.openai.responses import Responses
 from isobit.server.replay import Replay
 from isobit.server.service import Service
 from isobit.server.sglang.generate import Generate
+from isobit.server.stop import Stop
 
 
 def build(service: Service) -> ASGIApp:
     """The application that serves it."""
-    interfaces = (Completions, Responses, Messages, Embeddings, Generate, Replay, Info)
+    interfaces = (Completions, Responses, Messages, Embeddings, Generate, Replay, Stop, Info)
     routes = [route for interface in interfaces for route in interface(service).routes()]
     page = webpage.routes() if service.page else []
     app = Starlette(

@@ -24,6 +24,7 @@ from isobit.server.request.fields import (
     TokenizeRequest,
 )
 from isobit.server.sglang.generate import GenerateRequest
+from isobit.server.stop import StopRequest
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
@@ -35,6 +36,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/embeddings": EmbeddingRequest,
     "/generate": GenerateRequest,
     "/replay": ReplayRequest,
+    "/stop": StopRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -58,6 +58,8 @@ class Service:
         )
         self.draining = False
         """Whether it takes no more requests, as it is being shut down."""
+        self.streams: dict[str, Callable[[], None]] = {}
+        """What ends each answer that streams, by its name."""
         self._ended = False
         self.metrics = Metrics(self._engine, self.name)
 

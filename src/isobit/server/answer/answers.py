@@ -153,8 +153,9 @@ class Answers:
         return _Streamed(self._events(encoder), kind, headers)
 
     async def _events(self, encoder: Encoder) -> AsyncIterator[str]:
-        written = line if self._kept else _text
+        written, streams = line if self._kept else _text, self._service.streams
         try:
+            streams[self.journal.name()] = self._all.stop
             begin = "".join(encoder.begin())
             if begin and not self.journal.begun:
                 yield written(begin)
@@ -172,6 +173,7 @@ class Answers:
                 yield written("".join(encoder.error(client_message(error))), end=True)
             return
         finally:
+            streams.pop(self.journal.name(), None)
             self._all.cancel()
             used = self._count()
         yield written("".join(encoder.end(used)), end=True)

@@ -92,6 +92,7 @@ class Choice:
         self.n_reasoning = 0
         self._said = said
         self._cached = None if said is None else said.cached
+        self._stopped = False
         self._again: list[Token] = []
         # The last of these is computed here again, to see that it is the same; for a receipt, all.
         self._begun = [] if said is None or receipt else [t.id for t in said.tokens[:-1]]
@@ -127,6 +128,12 @@ class Choice:
         """The experts of the tokens that were run, but for the last: int32 [T, layers, k]."""
         n = len(self.generation.request.prompt) + max(self.n_tokens - 1, 0)
         return self.generation.routes[:n].astype(np.int32)
+
+    def stop(self) -> None:
+        """End it as at its limit; not while it is still to be what another replica said."""
+        if self._said is None:
+            self._stopped = True
+            self.generation.cancel()
 
     def piece(self) -> Piece | None:
         """What is new; None if nothing is. The last has the finish, and there is no other.
@@ -183,8 +190,9 @@ class Choice:
 
     def _require_whole(self) -> None:
         """Raise what its passes did, if they ended it."""
-        if self.generation.finish_reason == "interrupted":
-            raise self.generation.error or ShuttingDown()
+        error = self.generation.error
+        if self.generation.finish_reason == "interrupted" and (error or not self._stopped):
+            raise error or ShuttingDown()
 
     def _take(self, token: Token, piece: Piece) -> Finish | None:
         """A token's events; how the choice ends, if it does so with this token."""
@@ -271,8 +279,13 @@ class Choices:
             sum(choice.n_reasoning for choice in each),
         )
 
+    def stop(self) -> None:
+        """End them, as at their limits."""
+        for choice in self.choices:
+            choice.stop()
+
     def cancel(self) -> None:
-        """End them."""
+        """End them, and tell nobody."""
         self._watch.cancel()
         for choice in self.choices:
             choice.generation.cancel()

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from isobit.errors import UsageError
-from isobit.server import errors, webpage
+from isobit.server import errors, stop, webpage
 from isobit.server.answer.answers import event
 from isobit.server.answer.choices import PING_SECONDS
 from isobit.server.answer.journal import BY, LINES, Journal, Line
@@ -102,6 +103,7 @@ class Front:
             Route("/ready", self.ready),
             Route("/metrics", self.metrics),
             Route("/replicas", self.replicas),
+            Route(stop.PATH, self.stop, methods=["POST"]),
             Route("/{path:path}", self.relay, methods=["GET", "POST"]),
         ]
         page = frozenset(route.path for route in webpage.routes())
@@ -131,6 +133,15 @@ class Front:
         """``GET /replicas``: how each is."""
         names = ("url", "up", "running", "why")
         return JSONResponse([{n: getattr(r, n) for n in names} for r in self._replicas.all])
+
+    async def stop(self, request: Request) -> Response:
+        """``POST /stop``: of the replica that knows the answer, so each is asked."""
+        asked = _Relayed(self, request, await body_of(request), None)
+        for replica in [r for r in self._replicas.all if r.up]:
+            found = await asked.of(replica)
+            if found is not None and found.status_code != HTTPStatus.NOT_FOUND:
+                return found
+        return await asked.answer()
 
     async def relay(self, request: Request) -> Response:
         """Any other: a replica's answer."""
@@ -167,8 +178,15 @@ class _Relayed:
 
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return StreamingResponse(whole(), media_type="text/event-stream", headers=headers)
-        kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
-        return Response(response.content, response.status_code, kept)
+        return _whole(response)
+
+    async def of(self, replica: Replica) -> Response | None:
+        """What this replica says, at once; None if it does not."""
+        with suppress(httpx.TransportError):
+            response = await self._send(replica)
+            await response.aread()
+            return _whole(response)
+        return None
 
     async def _ask(self) -> tuple[Replica, httpx.Response]:
         """A replica's answer: read, unless it is a stream; then the replica is counted as busy."""
@@ -279,6 +297,12 @@ class _Relayed:
         if errors.is_anthropic(self._request.scope["path"]):
             return event(json.dumps(errors.anthropic_body(message)), "error")
         return event(json.dumps(errors.error_body(message, "server_error")))
+
+
+def _whole(response: httpx.Response) -> Response:
+    """An answer that was read, for a client."""
+    kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
+    return Response(response.content, response.status_code, kept)
 
 
 def _streams(response: httpx.Response) -> bool:

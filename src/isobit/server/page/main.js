@@ -10,7 +10,8 @@ const at = (id) => document.getElementById(id);
 const [list, area, root] = [at("messages"), at("question"), document.documentElement];
 
 let messages = conversation.load();
-let coming = null; // the AbortController of the answer that is coming
+let last = []; // the conversation before this one
+let coming = null; // the answer that is: its message, what stood `before` it, how to end it
 let name = ""; // the model's
 
 const RATE = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
@@ -24,6 +25,18 @@ function show() {
     return answer.article;
   }));
   at("empty").hidden = messages.length > 0;
+  at("back").hidden = !last.length;
+}
+
+/** Another conversation in place of this one; what was coming of it ends. */
+function change(to) {
+  if (coming) busy(false);
+  coming?.control.abort();
+  coming = null;
+  messages = to;
+  keep();
+  show();
+  area.focus();
 }
 
 /** What is offered beneath an answer that is complete, the conversation's i-th message. */
@@ -33,7 +46,8 @@ function finish(answer, i) {
   answer.offer(button("Regenerate", () => regenerate(i), "Regenerate; what follows is dropped"));
   if (!receipt) return;
   const verify = button("Replay on the CPU", async () => {
-    verify.disabled = true;
+    if (verify.ariaDisabled) return; // a button that is disabled would lose the focus
+    verify.ariaDisabled = "true";
     answer.judge("none", "Computing it again…");
     try {
       const verdict = await api.replay(receipt);
@@ -44,39 +58,52 @@ function finish(answer, i) {
     } catch (error) {
       answer.judge("none", error.message);
     }
-    verify.disabled = false;
+    verify.ariaDisabled = null;
   });
   answer.offer(verify, button("Receipt", () => download(receipt), "Save the receipt as a file"));
 }
 
 function download(receipt) {
-  const href = URL.createObjectURL(new Blob([JSON.stringify(receipt, null, 1)]));
+  const href = URL.createObjectURL(new Blob([receipt]));
   element("a", { href, download: "receipt.json" }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
 function keep() {
-  if (!conversation.save(messages)) {
+  if (!conversation.save(standing())) {
     announce("This conversation is not kept: the browser has no room for it.");
   }
 }
 
+/** What is there if nothing more comes: an old answer, until its new one has begun. */
+function standing() {
+  if (!coming) return messages;
+  const { before, message } = coming;
+  return begun(message) ? [...messages, { note: "Incomplete.", ...message }] : before;
+}
+
+function begun(message) {
+  return Boolean(message.text || message.thinking);
+}
+
 function regenerate(i) {
-  messages = messages.slice(0, i);
-  respond();
+  respond(messages.slice(0, i), standing());
 }
 
 function resend(i, text) {
-  messages = [...messages.slice(0, i), { role: "user", text }];
-  respond();
+  respond([...messages.slice(0, i), { role: "user", text }], standing());
 }
 
-/** Ask for the answer to the conversation as it stands; an answer that is coming ends. */
-async function respond() {
-  coming?.abort();
-  const own = (coming = new AbortController());
+/** Ask for the answer to a conversation; an answer that is coming ends.
+ *
+ * before: the conversation that stands until the answer begins.
+ */
+async function respond(asked, before = asked) {
+  coming?.control.abort();
   const message = { role: "assistant", text: "" };
+  const own = (coming = { message, before, control: new AbortController() });
   const answer = new Answer(message);
+  messages = asked;
   keep();
   show();
   list.append(answer.article);
@@ -86,32 +113,46 @@ async function respond() {
   scrollTo({ top: root.scrollHeight });
   let failed = null;
   try {
-    await receive(message, own.signal, () => answer.grown(follow));
+    await receive(own, () => answer.grown(follow));
   } catch (error) {
-    if (own.signal.aborted) message.note = "Stopped.";
+    if (own.control.signal.aborted) message.note = "Stopped.";
     else failed = error;
   }
   if (coming !== own) return; // another was asked for
   coming = null;
-  if (message.text || message.thinking || !failed) {
+  if (begun(message) || (!failed && before === asked)) {
     if (failed) message.note = "Incomplete.";
-    messages.push(message);
-    finish(answer, messages.length - 1);
-    keep();
+    messages = [...asked, message];
+    finish(answer, asked.length);
   } else {
-    answer.article.remove();
+    messages = before;
+    show();
   }
+  keep();
   busy(false);
-  if (failed) tell(failed);
+  if (failed) tell(failed, () => respond(asked, messages));
   scrollTo({ top: root.scrollHeight });
 }
 
+/** End the answer that is coming, with its receipt if the server is there to give it. */
+async function stop() {
+  const own = coming;
+  if (!own) return;
+  const abort = () => own.control.abort();
+  if (!own.id || own.stopped) return abort();
+  own.stopped = true;
+  // It may be in the midst of a pass; or know no such answer, as that has ended.
+  setTimeout(abort, await api.stop(own.id).then(() => 5000, () => 300));
+}
+
 /** Fill a message with what comes. */
-async function receive(message, signal, grown) {
+async function receive(own, grown) {
+  const { message } = own;
   const body = { model: name, messages: conversation.asked(messages, settings.system()) };
   const asked = performance.now();
   let first = 0;
-  for await (const piece of api.chat({ ...body, ...settings.fields() }, signal)) {
+  for await (const piece of api.chat({ ...body, ...settings.fields() }, own.control.signal)) {
+    own.id = piece.id;
     const choice = piece.choices[0];
     if (choice) {
       first ||= performance.now();
@@ -119,8 +160,10 @@ async function receive(message, signal, grown) {
       if (choice.delta.reasoning_content) {
         message.thinking = (message.thinking ?? "") + choice.delta.reasoning_content;
       }
-      if (choice.isobit_receipt) message.receipt = choice.isobit_receipt;
-      if (choice.finish_reason === "length") message.note = "Cut: the most tokens were reached.";
+      if (piece.receipt) message.receipt = piece.receipt;
+      if (choice.finish_reason === "length") {
+        message.note = own.stopped ? "Stopped." : "Cut: the most tokens were reached.";
+      }
       grown();
     } else if (piece.usage) {
       message.stats = measured(piece.usage, asked, first);
@@ -144,10 +187,9 @@ function follow() {
   return () => near && scrollTo({ top: root.scrollHeight });
 }
 
-function tell(error) {
-  if (error.status === 401) askKey(respond);
+function tell(error, again) {
+  if (error.status === 401) askKey(again, error);
   const words = error instanceof api.Told ? error.message : `This page has a fault: ${error.message}`;
-  const again = () => regenerate(messages.findLastIndex(({ role }) => role === "user") + 1);
   list.append(failure(words, error.again === false ? null : again));
 }
 
@@ -163,27 +205,32 @@ function busy(yes) {
 async function connect() {
   try {
     name = (await api.model()).id;
-    at("model").textContent = name;
+    at("model").textContent = at("model").title = name;
     document.title = `${name} · isobit`;
   } catch (error) {
-    if (error.status === 401) askKey(connect);
+    if (error.status === 401) askKey(connect, error);
     else list.append(failure(error.message, connectAgain));
   }
 }
 
 function connectAgain() {
   list.querySelector(".failure")?.remove();
+  area.focus();
   connect();
 }
 
-function askKey(then) {
+/** error: why the key is asked for, if the server did. */
+function askKey(then, error = null) {
   const dialog = at("key");
+  const wrong = error?.message === api.WRONG_KEY;
   dialog.querySelector("form").onsubmit = (event) => {
     api.setKey(event.target.elements.key.value);
     event.target.reset();
     setTimeout(then);
   };
+  dialog.querySelector("input").ariaInvalid = String(wrong);
   if (!dialog.open) dialog.showModal();
+  at("key-wrong").textContent = wrong ? `${error.message} Look at it again.` : "";
 }
 
 // What people do
@@ -194,22 +241,17 @@ at("ask").onsubmit = (event) => {
   if (!text.trim() || coming) return;
   area.value = "";
   fit(area);
-  messages.push({ role: "user", text });
-  respond();
+  respond([...messages, { role: "user", text }]);
 };
 at("stop").onclick = () => {
-  coming?.abort();
+  stop();
   area.focus();
 };
 at("new").onclick = () => {
-  coming?.abort();
-  coming = null;
-  busy(false);
-  messages = [];
-  keep();
-  show();
-  area.focus();
+  if (standing().length) last = standing();
+  change([]);
 };
+at("back").onclick = () => change(last);
 at("change-key").onclick = () => {
   settings.close();
   askKey(connect);
@@ -222,15 +264,19 @@ area.onkeydown = (event) => {
   }
 };
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) coming?.abort();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
 });
-conversation.watch(() => {
-  if (coming) return;
-  messages = conversation.load();
-  show();
+addEventListener("pagehide", () => {
+  if (standing().length) keep(); // an empty tab leaves nothing to the next in place of another's
+  conversation.saveDraft(area.value);
 });
 
 settings.begin();
+area.value = conversation.draft();
+fit(area);
 show();
+if (messages.at(-1)?.role === "user") {
+  list.append(failure("There is no answer to this yet.", () => respond(messages)));
+}
 scrollTo({ top: root.scrollHeight });
 connect();

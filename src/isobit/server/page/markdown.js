@@ -123,7 +123,7 @@ function code(token) {
 /** What may be wider than the page, and so must be reached by keyboard. */
 function scrolled(inner, className, label, tag = "div") {
   const made = element(tag, { className, tabIndex: 0 }, inner);
-  made.role = "region";
+  made.role = "group"; // a region's name would have to be the only one of the page
   made.ariaLabel = label;
   return made;
 }

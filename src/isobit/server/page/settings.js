@@ -36,11 +36,12 @@ export function system() {
   return form.elements.system.value.trim();
 }
 
-/** The fields of a request. */
+/** The fields of a request; whole numbers as BigInt, as a seed has 64 bits. */
 export function fields() {
   const found = {};
   for (const field of form.querySelectorAll("input")) {
-    if (field.value !== "") found[field.name] = Number(field.value);
+    const { name, value } = field;
+    if (value !== "") found[name] = /^-?\d+$/.test(value) ? BigInt(value) : Number(value);
   }
   const thinking = form.elements.thinking.value;
   if (thinking) found.enable_thinking = thinking === "on";

@@ -1,8 +1,6 @@
 """The chat page in a browser, with the sample model or with answers that a test makes up."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -10,9 +8,8 @@ import openai
 import pytest
 
 from isobit.runtime.model import Model
-from isobit.server.service import Service
 from tests.helpers.expected import needs
-from tests.server.browser import Scripted, chromium
+from tests.server.browser import ENTER, ESCAPE, SHIFT, TAB, Page, Scripted
 from tests.server.conftest import serve
 from tests.server.test_server import url
 
@@ -31,97 +28,22 @@ Inline <img src=x onerror="window.hacked = 1"> and <b onclick=x>bold</b>.
 | [ok](https://example.invalid/y) |
 
 """
+REACH = """
+    const box = (element) => element.getBoundingClientRect();
+    const copy = box([...document.querySelectorAll(".code button")].at(-1));
+    return box(document.querySelector("header")).bottom <= copy.top && copy.bottom < innerHeight;
+"""
+EDGES = """
+    const light = (colour) => colour.match(/\\d+/g).slice(0, 3).map((c) => c / 255)
+      .map((c) => (c > 0.04045 ? ((c + 0.055) / 1.055) ** 2.4 : c / 12.92))
+      .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const paper = light(getComputedStyle(document.body).backgroundColor);
+    return Math.min(...[...document.querySelectorAll("textarea, input, select")].map((field) => {
+      const edge = light(getComputedStyle(field).borderTopColor);
+      return Math.max(edge, paper) / Math.min(edge, paper);
+    }));
+"""
 SPOKEN = "First one.\n\n- a\n- b\n\n```python\nx = 1\n```\n\nLast **one**."
-ENTER, SHIFT, ESCAPE, TAB = "\ue007", "\ue008", "\ue00c", "\ue004"
-
-
-class Page:
-    """What a person sees and does."""
-
-    def __init__(self, driver: Any, address: str, script: Scripted) -> None:
-        self.driver = driver
-        self.address = address
-        self.script = script
-
-    def open(self) -> None:
-        self.driver.get(self.address)
-        self.until(lambda: self.js("return document.readyState === 'complete'"))
-
-    def js(self, code: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(code, *arguments)
-
-    def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
-        end = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < end, self.text("body")
-            time.sleep(0.02)
-        return found
-
-    def find(self, css: str) -> Any:
-        return self.driver.find_element("css selector", css)
-
-    def text(self, css: str) -> str:
-        return str(self.js("return document.querySelector(arguments[0])?.innerText ?? ''", css))
-
-    def button(self, text: str) -> Any:
-        """The last visible button of this text."""
-        every = self.driver.find_elements("css selector", "button")
-        return [each for each in every if each.is_displayed() and each.text == text][-1]
-
-    def type(self, *keys: str) -> None:
-        self.js("return document.activeElement").send_keys(*keys)
-
-    def ask(self, text: str, *, wait: bool = True) -> None:
-        self.find("#question").send_keys(text, ENTER)
-        if wait:
-            self.complete()
-
-    def complete(self) -> None:
-        self.until(lambda: self.find("#send").is_displayed())
-
-    def kept(self) -> list[dict[str, Any]]:
-        return json.loads(self.js("return localStorage.getItem('isobit.conversation')") or "[]")
-
-    def set(self, **settings: object) -> None:
-        for name, value in settings.items():
-            code = "document.querySelector(`[name=${arguments[0]}]`).value = arguments[1]"
-            self.js(code, name, str(value))
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def script() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture(scope="module")
-def served(served_model: Model, script: Scripted) -> Iterator[tuple[Service, openai.OpenAI]]:
-    with serve(served_model, script, name="sample") as both:
-        yield both
-
-
-@pytest.fixture
-def page(driver: Any, client: openai.OpenAI, script: Scripted) -> Iterator[Page]:
-    found = Page(driver, url(client, "/"), script)
-    script.scripts.clear()
-    script.bodies.clear()
-    driver.get(url(client, "/page/icon.svg"))  # of its origin, without its code
-    driver.execute_script("localStorage.clear(); sessionStorage.clear()")
-    driver.get_log("performance")
-    driver.get_log("browser")
-    found.open()
-    yield found
-    sent = [json.loads(each["message"])["message"] for each in driver.get_log("performance")]
-    asked = [m["params"] for m in sent if m["method"] == "Network.requestWillBeSent"]
-    assert asked
-    own = (found.address, "blob:", "data:")
-    others = [m["request"]["url"] for m in asked if not m["request"]["url"].startswith(own)]
-    assert not others, "a request left the origin"
 
 
 def test_an_answer_is_the_interfaces_own(page: Page, client: openai.OpenAI) -> None:
@@ -301,10 +223,12 @@ def test_replay_says_whether_the_bits_are_the_same(page: Page) -> None:
     page.ask("import os")
     page.button("Replay on the CPU").click()
     page.until(lambda: page.text(".verdict").startswith("Identical: 12 tokens, bit for bit"))
+    assert page.js("return document.activeElement.textContent") == "Replay on the CPU"
     kept = page.kept()
-    kept[1]["receipt"]["tokens"][3]["logits"] = "0" * 64
-    page.js("localStorage.setItem('isobit.conversation', arguments[0])", json.dumps(kept))
-    page.open()
+    receipt = json.loads(kept[1]["receipt"])
+    receipt["tokens"][3]["logits"] = "0" * 64
+    kept[1]["receipt"] = json.dumps(receipt)
+    page.begin_with(kept)
     page.button("Replay on the CPU").click()
     page.until(lambda: "first at generated token 3: lm_head" in page.text(".verdict"))
     assert page.find(".verdict").get_attribute("data-kind") == "different"
@@ -314,8 +238,11 @@ def test_the_page_asks_for_the_key(driver: Any, alone: Model, script: Scripted) 
     with serve(alone, name="m", api_key="secret") as (_, client):
         page = Page(driver, url(client, "/"), script)
         page.open()
-        for key in ("wrong", "secret"):
+        wrong = "This is not the server's API key."
+        for key, said in (("wrong", ""), ("€", wrong), ("secret", wrong)):
             page.until(lambda: page.find("#key").is_displayed())
+            page.until(lambda said=said: page.text("#key [role=alert]").startswith(said))
+            assert page.find("#key input").get_attribute("aria-invalid") == str(bool(said)).lower()
             page.find("#key input").send_keys(key, ENTER)
         page.until(lambda: page.text("#model") == "m")
         assert not page.find("#key").is_displayed()
@@ -357,7 +284,8 @@ def test_nothing_is_too_wide_and_axe_finds_nothing(page: Page, mode: str) -> Non
     wide = "x" * 200
     page.script.says(
         f"# Head\n\n{wide} `{wide}`\n\n- [x] a\n\n```python\nx = '{wide}'  # y\n```\n\n"
-        f"|a|b|\n|-|-|\n|{wide}|1|\n\n> said [there](https://example.invalid)",
+        f"|a|b|\n|-|-|\n|{wide}|1|\n\n> said [there](https://example.invalid)\n\n"
+        "```\n" + "line\n" * 60 + "```\n",
         thinks="So.",
     )
     page.ask(wide)
@@ -370,6 +298,9 @@ def test_nothing_is_too_wide_and_axe_finds_nothing(page: Page, mode: str) -> Non
             metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             assert page.js("return document.documentElement.scrollWidth") <= width
+            page.js("document.querySelector('.answer > footer').scrollIntoView({ block: 'end' })")
+            assert page.js(REACH), "long code's Copy is out of reach"
+        assert page.js(EDGES) >= 3  # WCAG 1.4.11
         for view in views:
             page.js(view)
             page.js(axe)
