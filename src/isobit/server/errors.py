@@ -131,7 +131,7 @@ def _of_field(error: ValidationError) -> UsageError:
     said = first["msg"].removeprefix("Value error, ")
     if "recursion limit" in said:
         said = "expected at most 200 lists and objects within one another, found more"
-    return UsageError(f"{'.'.join(names) or 'body'}: {said}")
+    return UsageError(f"{'.'.join(names) or 'body':.200}: {said}")
 
 
 def _nearest(error: ValidationError) -> ErrorDetails:
