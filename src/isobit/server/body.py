@@ -28,7 +28,8 @@ Result = TypeVar("Result")
 async def read(request: Request, kind: type[Body]) -> Body:
     """What was asked; what is refused from here on is refused in its words.
 
-    Raises ValidationError for what it must not be, BodyTooLarge, BodyTooSlow, ClientGone.
+    Raises ValidationError and UsageError for what it must not be, BodyTooLarge, BodyTooSlow,
+    ClientGone.
     """
     data = await body_of(request)
     if len(data) < 1 << 16:
