@@ -55,7 +55,7 @@ ANTHROPIC = (
     "beta/test_models.py",
 )
 ANTHROPIC_REASONS = {
-    "failed to compile JSON schema: schema must be an object": "a strict tool with a text where "
+    "can be enforced, got: schema must be an object": "a strict tool with a text where "
     "its schema must have a schema; calls are held to it here",
 }
 

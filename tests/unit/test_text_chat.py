@@ -175,6 +175,15 @@ def test_without_a_stand_in_the_messages_are_refused():
         encode_chat(model(), user(braille))
 
 
+def test_a_long_chat_is_refused_before_work():
+    n = len(encode_chat(model(), user("x")))
+    assert len(encode_chat(model(), user("x"), most=n)) == n
+    with pytest.raises(UsageError, match=rf"at most {n - 1} tokens .*, got {n}$"):
+        encode_chat(model(), user("x"), most=n - 1)
+    with pytest.raises(UsageError, match=r"at most 100 tokens .*, got at least \d+$"):
+        encode_chat(model(), user("\U0001f600" * 1_000_000), most=100)
+
+
 def test_tools_have_a_template_of_their_own_where_the_file_has_one():
     both = {"tokenizer.chat_template.tool_use": "tools"}
     assert encode_chat(model("plain", **both), user("x")) == [*b"plain"]

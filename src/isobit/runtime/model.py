@@ -169,7 +169,7 @@ class Model(ScoringModel):
 
         Arguments and errors are those of :meth:`chat`.
         """
-        return self.chat_prompt(messages, **variables).ids
+        return self.chat_prompt(messages, most=self.context, **variables).ids
 
     def chat_prompt(
         self,
@@ -178,11 +178,15 @@ class Model(ScoringModel):
         tools: Sequence[Mapping[str, object]] | None = None,
         documents: Sequence[Mapping[str, object]] | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
+        most: int | None = None,
     ) -> ChatPrompt:
-        """The ids of :meth:`chat_ids`, and the text that the template wrote."""
+        """The ids of :meth:`chat_ids`, and the text that the template wrote.
+
+        Raises UsageError for more than ``most`` ids, too.
+        """
         own: Mapping[str, Any] = {} if chat_template_kwargs is None else chat_template_kwargs
         instance("chat_template_kwargs", own, Mapping, "variables of the template")
-        taken = ("messages", "tools", "documents", "tokenizer")
+        taken = ("messages", "tools", "documents", "most", "tokenizer")
         for name in own:
             if not isinstance(name, str) or name in taken:
                 raise wrong("chat_template_kwargs", "variables of the template", name)
@@ -191,6 +195,7 @@ class Model(ScoringModel):
             messages,
             tools=tools,
             documents=documents,
+            most=most,
             **own,
         )
 

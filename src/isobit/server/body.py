@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import math
+import re
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from isobit.errors import UsageError
 from isobit.server.errors import WORDS, BodyTooLarge, BodyTooSlow, ClientGone
 from isobit.server.request.prompts import RequestBody
 
 MOST_BYTES = 16 << 20
 BODY_SECONDS = 60.0  # until it is there
+
+_LARGE = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
+"""What a body with a number has that is none, or more than 1.8e308."""
 
 Body = TypeVar("Body", bound=RequestBody)
 Result = TypeVar("Result")
@@ -21,15 +28,38 @@ Result = TypeVar("Result")
 async def read(request: Request, kind: type[Body]) -> Body:
     """What was asked; what is refused from here on is refused in its words.
 
-    Raises ValidationError for what it must not be, BodyTooLarge, BodyTooSlow, ClientGone.
+    Raises ValidationError and UsageError for what it must not be, BodyTooLarge, BodyTooSlow,
+    ClientGone.
     """
     data = await body_of(request)
     if len(data) < 1 << 16:
-        asked = kind.model_validate_json(data)
+        asked = _validated(kind, data)
     else:
-        asked = await asyncio.to_thread(kind.model_validate_json, data)
+        asked = await asyncio.to_thread(_validated, kind, data)
     request.scope[WORDS] = asked.words
     return asked
+
+
+def _validated(kind: type[Body], data: bytes) -> Body:
+    asked = kind.model_validate_json(data)
+    if _LARGE.search(data):  # the library takes what no answer could repeat in JSON
+        for place, value in _numbers(from_json(data)):
+            if not math.isfinite(value):
+                raise UsageError(
+                    f"{place[1:]:.200}: expected a number that JSON can hold, got {value}"
+                )
+    return asked
+
+
+def _numbers(value: object, place: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{place}.{key}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _numbers(item, f"{place}.{i}")
 
 
 async def body_of(request: Request) -> bytes:

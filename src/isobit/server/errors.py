@@ -23,8 +23,7 @@ other interfaces are made into call otherwise."""
 
 # Parts of a place in a body that name a way to read it and no field: "str", "list[int]".
 _KIND = re.compile(r".*[\[\](){}].*|(constrained-)?(str|int|float)|bool|none|dict|[A-Z]\w*")
-_ANTHROPIC = {
-    400: "invalid_request_error",
+_ANTHROPIC = {  # of others it is invalid_request_error below 500, else api_error
     401: "authentication_error",
     404: "not_found_error",
     413: "request_too_large",
@@ -131,7 +130,7 @@ def _of_field(error: ValidationError) -> UsageError:
     said = first["msg"].removeprefix("Value error, ")
     if "recursion limit" in said:
         said = "expected at most 200 lists and objects within one another, found more"
-    return UsageError(f"{'.'.join(names) or 'body'}: {said}")
+    return UsageError(f"{'.'.join(names) or 'body':.200}: {said}")
 
 
 def _nearest(error: ValidationError) -> ErrorDetails:
@@ -159,7 +158,8 @@ def refusal(
 ) -> Response:
     """An error's body in the shape of the interface that was asked."""
     if _for_anthropic(request):
-        return JSONResponse(anthropic_body(message, _ANTHROPIC.get(status)), status, headers)
+        named = _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+        return JSONResponse(anthropic_body(message, named), status, headers)
     return JSONResponse(error_body(message, kind, param, code), status, headers)
 
 
@@ -172,9 +172,9 @@ def is_anthropic(path: str) -> bool:
     return path.startswith("/v1/messages")
 
 
-def anthropic_body(message: str, kind: str | None = None) -> dict[str, object]:
+def anthropic_body(message: str, kind: str = "api_error") -> dict[str, object]:
     """An error in Anthropic's shape."""
-    return {"type": "error", "error": {"type": kind or "api_error", "message": message}}
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def client_message(error: BaseException) -> str:

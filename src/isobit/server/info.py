@@ -16,6 +16,7 @@ from isobit.server.body import read
 from isobit.server.errors import ShuttingDown, answer, refusal
 from isobit.server.request.chat import counted
 from isobit.server.request.fields import ChatRequest, DetokenizeRequest, TokenizeRequest
+from isobit.server.request.prompts import require_countable
 from isobit.server.service import Service
 
 
@@ -79,6 +80,7 @@ class Info:
             chat = ChatRequest.model_validate(asked.model_dump(exclude={"prompt"}))
             ids = await counted(model, chat)
         else:
+            require_countable([asked.prompt or ""])
             special = asked.add_special_tokens
             ids = await asyncio.to_thread(
                 model.tokenizer.encode, asked.prompt or "", special=True, bos=special

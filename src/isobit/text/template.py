@@ -25,7 +25,7 @@ from typing import Any
 from isobit.errors import ModelRefused, UsageError, shown
 from isobit.text.messages import adapted, replaced, strings, template_variables, with_user
 from isobit.text.renderer import RENDERER, TemplateFailed
-from isobit.text.tokenizer import Tokenizer
+from isobit.text.tokenizer import COUNTED, Tokenizer, too_long
 from isobit.text.vocabulary import Vocabulary
 
 # For a file with no template of its own: ChatML, as Qwen's models know it.
@@ -105,12 +105,13 @@ def chat_prompt(
     add_generation_prompt: bool = True,
     tools: Sequence[Any] | None = None,
     documents: Sequence[Any] | None = None,
+    most: int | None = None,
     **variables: Any,
 ) -> ChatPrompt:
     """A chat's text and its token ids; only the template makes control tokens, never a message.
 
     Uses the template of the model's file, else CHATML. Arguments and errors are those of
-    ``render_chat``.
+    ``render_chat``; ``most`` is that of ``Tokenizer.encode``.
     """
     vocabulary = tokenizer.vocabulary
     context = template_variables(
@@ -132,9 +133,13 @@ def chat_prompt(
             ids.append(piece)
         else:
             plain = piece.translate(back)
-            ids += tokenizer.encode(plain, special=False, bos=False)
+            ids += tokenizer.encode(plain, special=False, bos=False, most=most)
+        if most is not None and len(ids) > COUNTED * most:
+            raise too_long(most, len(ids), counted=False)
     if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
         ids.insert(0, vocabulary.bos_id)
+    if most is not None and len(ids) > most:
+        raise too_long(most, len(ids))
     return ChatPrompt(ids, rendering.text)
 
 

@@ -43,6 +43,7 @@ from isobit.text.pretokenizers import SPACE, PreTokenizer
 from isobit.text.spm import ScoreMerges
 from isobit.text.vocabulary import BYTE_OF_CHARACTER, Vocabulary
 
+COUNTED = 4  # times as many tokens as there may be are counted, to say how many there are
 PART = 64 * 1024  # characters after which a long text is cut at the next of these places
 MAX_UNBROKEN = 2 * 1024 * 1024  # bytes between two of them: 5 s of work and 0.6 GB
 
@@ -168,7 +169,8 @@ class Tokenizer:
             special: whether control tokens written out in the text become those tokens. Say
                 False for text that others wrote: ``<|im_start|>`` in it is then plain characters.
             bos: begin with the beginning-of-sequence token, if the file asks for that.
-            most: refuse a text of more tokens, and do not tokenise much more than so many.
+            most: refuse a text of more tokens; how many there are is said up to four times as many,
+                beyond which it is not tokenised.
 
         Raises:
             UsageError: the text is not a string, has lone surrogates, more than ``most`` tokens,
@@ -177,15 +179,17 @@ class Tokenizer:
         first = self.vocabulary.bos_id if bos and self.vocabulary.add_bos else None
         ids = [] if first is None else [first]
         if most is not None and isinstance(text, str) and len(text) > most * self._longest:
-            raise _too_long(most)
+            raise too_long(most, -(-len(text) // self._longest), counted=False)
         for part in self._parts(text):
             if special:
                 for piece in self.split_special(part):
                     ids += [piece] if isinstance(piece, int) else self._encoded(piece)
             else:
                 ids += self._encoded(part)
-            if most is not None and len(ids) > most:
-                raise _too_long(most)
+            if most is not None and len(ids) > COUNTED * most:
+                raise too_long(most, len(ids), counted=False)
+        if most is not None and len(ids) > most:
+            raise too_long(most, len(ids))
         return ids
 
     def _parts(self, text: str) -> Iterator[str]:
@@ -375,5 +379,7 @@ def _no_text(found: object) -> UsageError:
     return UsageError(f"text: expected a string of Unicode characters, found {what}")
 
 
-def _too_long(most: int) -> UsageError:
-    return UsageError(f"prompt: expected at most {most} tokens (the context), got more")
+def too_long(most: int, n: int, *, counted: bool = True) -> UsageError:
+    """What to raise for a prompt of more than ``most`` tokens; ``counted``: all of its n are."""
+    got = n if counted else f"at least {n}"
+    return UsageError(f"prompt: expected at most {most} tokens (the context), got {got}")

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from isobit.errors import UsageError
+
 _CUT = re.compile(r"\\(u[0-9a-fA-F]{0,3})?$")  # the beginning of an escape
 KINDS = ("function", "custom", "namespace")
 _FIELDS = ("name", "description", "parameters", "strict")
@@ -44,13 +46,19 @@ def _offers(tools: Iterable[dict[str, Any]], namespace: str | None) -> Iterator[
     for tool in tools:
         kind, name = tool.get("type"), tool.get("name")
         if kind == "namespace" and namespace is None:
-            inside = tool.get("tools")
-            yield from _offers(inside if isinstance(inside, list) else (), str(name))
+            yield from _offers(checked_list(tool.get("tools"), "tools"), str(name))
         elif kind == "function":
             fields = {key: tool[key] for key in _FIELDS if tool.get(key) is not None}
             yield Offer(fields | {"name": joined(namespace, name)}, name, namespace)
         elif kind == "custom":
             yield Offer(_as_function(tool, joined(namespace, name)), name, namespace, custom=True)
+
+
+def checked_list(tools: object, where: str) -> list[dict[str, Any]]:
+    """Tools that stand within another thing. Raises UsageError."""
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UsageError(f"{where}: expected a list of tools, got {tools!r:.60}")
+    return tools
 
 
 def joined(namespace: object, name: Any) -> Any:

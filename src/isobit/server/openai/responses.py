@@ -17,7 +17,14 @@ from isobit.errors import UsageError
 from isobit.server.answer.answers import Answers
 from isobit.server.body import read
 from isobit.server.openai.response_items import ResponseWriter
-from isobit.server.openai.response_tools import KINDS, Offer, arguments_of, joined, offers
+from isobit.server.openai.response_tools import (
+    KINDS,
+    Offer,
+    arguments_of,
+    checked_list,
+    joined,
+    offers,
+)
 from isobit.server.request.chat import counted, prepared
 from isobit.server.request.conversation import checked_arguments, checked_name
 from isobit.server.request.fields import ChatRequest
@@ -80,12 +87,13 @@ class ResponseRequest(RequestBody):
 
     @property
     def own_tools(self) -> list[dict[str, Any]]:
-        """The tools that a client runs, wherever they stand."""
+        """The tools that a client runs, wherever they stand. Raises UsageError."""
         items = self.input if isinstance(self.input, list) else []
-        added = [item.get("tools") for item in items if item.get("type") == "additional_tools"]
-        lists = [self.tools, *added]
-        every = [tool for tools in lists if isinstance(tools, list) for tool in tools]
-        return [tool for tool in every if isinstance(tool, dict) and tool.get("type") in KINDS]
+        every = [*(self.tools or ())]
+        for i, item in enumerate(items):
+            if item.get("type") == "additional_tools":
+                every += checked_list(item.get("tools"), f"input.{i}.tools")
+        return [tool for tool in every if tool.get("type") in KINDS]
 
     @property
     def offers(self) -> list[Offer]:

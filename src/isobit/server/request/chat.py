@@ -19,9 +19,11 @@ from isobit.server.request.conversation import forms, left_out, normalised
 from isobit.server.request.fields import ChatRequest, Common
 from isobit.server.request.formats import asked_format
 from isobit.server.request.grammars import pattern_of
+from isobit.server.request.prompts import require_countable
 from isobit.server.tool_calls import plain
 from isobit.server.tool_calls.dialects import Dialect, dialect_of, frame_of, knows
 from isobit.server.tool_calls.tools import Choice, checked, offered
+from isobit.text.messages import strings
 from isobit.text.template import ChatPrompt, template_of
 
 _TAIL = 1000  # characters of a prompt that say how it ends
@@ -83,18 +85,23 @@ async def prepared(model: Model, asked: ChatRequest) -> Chat:
 async def counted(model: Model, asked: ChatRequest) -> list[int]:
     """The ids of its prompt, which may be longer than the context. Raises UsageError."""
     asked_format(asked)
-    return (await asyncio.to_thread(begun, model, asked)).prompt
+    require_countable(strings([asked.messages, asked.tools]))
+    return (await asyncio.to_thread(begun, model, asked, counts=True)).prompt
 
 
-def begun(model: Model, asked: ChatRequest) -> Chat:
-    """The prompt and how its answer is read; what comes is not held to anything."""
+def begun(model: Model, asked: ChatRequest, *, counts: bool = False) -> Chat:
+    """The prompt and how its answer is read; what comes is not held to anything.
+
+    counts: its tokens are counted, and may be more than the context has.
+    """
     if asked.functions:
         raise UsageError("functions: expected tools in their place")
     choice = _choice(asked)
     offers = choice.mode != "none"
     template = template_of(model.tokenizer.vocabulary, tools=offers)
     dialect = dialect_of(template, choice.tools) if offers else frame_of(template)
-    prompt = _prompt(model, asked, template, choice)
+    most = None if counts else model.context
+    prompt = _prompt(model, asked, template, choice, most)
     thinking = found(template, prompt.text[-_TAIL:])
     return Chat(model, prompt.ids, None, thinking, dialect, one_call=not choice.parallel)
 
@@ -109,7 +116,9 @@ async def held(model: Model, asked: Common) -> Chat:
     return Chat(model, pattern=await pattern_of(model, asked_format(asked)))
 
 
-def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> ChatPrompt:
+def _prompt(
+    model: Model, asked: ChatRequest, template: str, choice: Choice, most: int | None
+) -> ChatPrompt:
     messages = normalised(asked.messages)
     tools = offered(asked.tools or ()) if choice.mode != "none" else None
     if not knows(template, "tool_calls"):
@@ -120,7 +129,9 @@ def _prompt(model: Model, asked: ChatRequest, template: str, choice: Choice) -> 
     refusal: UsageError | None = None
     for each in forms(messages):
         try:
-            prompt = model.chat_prompt(each, tools=tools, chat_template_kwargs=asked.variables)
+            prompt = model.chat_prompt(
+                each, tools=tools, chat_template_kwargs=asked.variables, most=most
+            )
         except UsageError as error:
             refusal = refusal or error
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -39,10 +39,20 @@ def _whole(value: object) -> object:
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 """40.0 is the number 40, and what some languages write for it."""
 
+MOST_COUNTED = 1 << 20
+"""Characters whose tokens are counted beyond the context: a second of a processor."""
+
 _SHORT = 500
 """Characters or ids which take less time than to give them to another thread."""
 
 Prompt = str | list[int] | list[str] | list[list[int]]
+
+
+def require_countable(texts: Iterable[str]) -> None:
+    """Raise UsageError for texts that are too long to have their tokens counted."""
+    n = sum(map(len, texts))
+    if n > MOST_COUNTED:
+        raise UsageError(f"prompt: expected at most {MOST_COUNTED} characters to count, got {n}")
 
 
 def listed(prompt: Prompt, most: int) -> list[str | list[int]]:
@@ -65,7 +75,9 @@ async def encoded(model: Model, prompts: list[str | list[int]]) -> list[list[int
     """
 
     def ids(prompt: str | list[int]) -> list[int]:
-        return model.checked(model.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        if isinstance(prompt, str):
+            prompt = model.tokenizer.encode(prompt, special=True, most=model.context)
+        return model.checked(prompt)
 
     if sum(map(len, prompts)) <= _SHORT:
         return [ids(prompt) for prompt in prompts]
