@@ -14,24 +14,20 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from importlib import import_module
 from pathlib import Path
 
 WAYS = {
     "now": "",
-    "driver not woken": "import isobit.__main__ as m; m.may_use_cuda = lambda _: False",
-    "driver woken, no context": """
-import ctypes, isobit.__main__ as m
-m.open_driver = lambda: ctypes.CDLL("libcuda.so.1").cuInit(0)""",
+    "driver not held": "import isobit.backends as b; b._NVIDIA = ()",
     "garbage collected": "import gc; gc.disable = lambda: None",
     "weights after programs": """
 import isobit.backends.cuda.backend as b
 b.STAGING_BYTES = 1 << 60""",
 }
 """What a process does first."""
-_OFF = "driver not woken", "garbage collected", "weights after programs"
+_OFF = "driver not held", "garbage collected", "weights after programs"
 WAYS["as before"] = "\n".join(WAYS[name] for name in _OFF)
 TOKENS = "785,921,308"
 
@@ -81,8 +77,6 @@ def child(model, begun):
     steps.append(("interpreter", 0.0, now()))
     import isobit.__main__ as first  # noqa: PLC0415
 
-    timed(first, "open_driver", "driver woken beside")
-    threading.Thread(target=first.open_driver).start()
     for label, module in (
         ("import numpy", "numpy"),
         ("import isobit.cli.run", "isobit.cli.run"),
@@ -117,7 +111,6 @@ def child(model, begun):
     run = import_module("isobit.cli.run")
     timed(run, "follow", "answer")
     sys.argv = ["isobit", *command(model, True)]
-    first.may_use_cuda = lambda _: False  # it is done already
     plain = sys.stdout
 
     class Out:

@@ -155,10 +155,10 @@ def _on_gpu(path: Path, weights: int, kv: int, wanted: int) -> Verdict | None:
     """The verdict of CUDA's own plan; None where there is no such device."""
     if not may_have_gpu():
         return None
-    from isobit.backends.cuda.device import gpu  # noqa: PLC0415 - loads the driver
+    from isobit.backends.cuda.device import driver, gpu  # noqa: PLC0415 - loads the driver
     from isobit.backends.cuda.steps.programs import planned  # noqa: PLC0415
 
-    if not gpu.available()[0]:
+    if not driver.available()[0]:
         return None
     device = gpu.CudaGpu()
     try:

@@ -271,7 +271,7 @@ def test_a_gpu_is_asked_about_the_type_that_was_named(
         return Room()
 
     monkeypatch.setattr("isobit.inspect.may_have_gpu", lambda: True)
-    monkeypatch.setattr("isobit.backends.cuda.device.gpu.available", lambda: (True, ""))
+    monkeypatch.setattr("isobit.backends.cuda.device.driver.available", lambda: (True, ""))
     monkeypatch.setattr("isobit.backends.cuda.device.gpu.CudaGpu", Gpu)
     monkeypatch.setattr("isobit.backends.cuda.steps.programs.planned", plan)
     written("qwen3", tmp_path)

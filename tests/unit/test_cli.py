@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from isobit.__main__ import may_use_cuda, open_driver
+from isobit.__main__ import loads_here
 from isobit.backends import FallbackNote, NoGpuNote
 from isobit.cli import COMMANDS, event_loop, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
@@ -491,35 +491,19 @@ def test_ctrl_c_is_pythons_again_after_a_coroutine_that_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "cuda"),
+    ("line", "here"),
     [
         ("run -p x", True),
         ("serve model.gguf --backend auto", True),
-        ("bench --backend=cuda", True),
-        ("run --backend cpu -p x", False),
-        ("run --backend=wgpu", False),
         ("run --help", False),
         ("serve --replicas 2", False),
         ("run --parts=2", False),
         ("inspect model.gguf", False),
-        ("--version", False),
         ("", False),
     ],
 )
-def test_the_driver_is_opened_early_only_for_a_model_of_this_process(line, cuda):
-    assert may_use_cuda(line.split()) == cuda
-
-
-def test_a_driver_that_is_not_there_is_left_to_the_backend(monkeypatch):
-    called = []
-
-    def library(name):
-        called.append(name)
-        raise OSError
-
-    monkeypatch.setattr("ctypes.CDLL", library)
-    open_driver()
-    assert called == ["libcuda.so.1"]
+def test_which_commands_load_a_model_in_their_process(line, here):
+    assert loads_here(line.split()) == here
 
 
 def test_the_collector_stands_still_until_the_model_is_there():

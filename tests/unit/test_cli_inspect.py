@@ -84,7 +84,7 @@ def test_the_verdict_counts_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
     found = inspect(path)
     weights = sum(t.nbytes for t in found.types)
     cache = found.kv_bytes_per_token * found.config.context_length
-    monkeypatch.setattr("isobit.backends.cuda.device.gpu.available", lambda: (False, "none"))
+    monkeypatch.setattr("isobit.backends.cuda.device.driver.available", lambda: (False, "none"))
     for memory, why, context in (
         (weights + cache, "on the CPU", found.config.context_length),
         (weights + cache - 1, "with --context ", found.config.context_length - 64),

@@ -1,7 +1,11 @@
 """Backends by name."""
 
+import ctypes
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from isobit.backend_names import BACKENDS, VARIANTS
@@ -41,6 +45,38 @@ def warn(note: str) -> None:
         return
     if isinstance(note, SettledNote | FallbackNote):
         warnings.warn(note, stacklevel=2)
+
+
+_NVIDIA = "/dev/nvidiactl", "/dev/dxg"
+"""Files of its driver: on Linux, and within WSL."""
+
+
+@contextmanager
+def driver_held(name: str, engine: EngineConfig) -> Iterator[None]:
+    """Have NVIDIA's driver and a context opened by a thread, if a backend may ask for them within.
+
+    That takes 0.2 to 1.1 s, in which Python's lock is free for what is done meanwhile. What goes
+    wrong is said when the backend asks; a context that no backend took is given back at the end.
+    """
+    done = threading.Event()
+    asks = name in ("cuda", *VARIANTS) or (name == "auto" and engine.parts == 1)
+    if asks and not engine.stages and any(map(os.path.exists, _NVIDIA)):
+        with suppress(RuntimeError):  # no thread
+            threading.Thread(target=_hold_driver, args=(done,)).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _hold_driver(done: threading.Event) -> None:
+    try:
+        driver, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+    except OSError:
+        return
+    if driver.cuInit(0) == 0 and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0:
+        done.wait()
+        driver.cuDevicePrimaryCtxRelease_v2(0)
 
 
 def open_backend(

@@ -64,7 +64,8 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from isobit.backends.cuda.device.gpu import CudaGpu, available  # noqa: PLC0415
+    from isobit.backends.cuda.device.driver import available  # noqa: PLC0415
+    from isobit.backends.cuda.device.gpu import CudaGpu  # noqa: PLC0415
 
     usable, reason = available()
     if not usable:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import Self
 
 from isobit import arguments
 from isobit.arguments import token_ids, wrong
-from isobit.backends import open_backend, warn
+from isobit.backends import driver_held, open_backend, warn
 from isobit.backends.base import ARGMAX, GREEDY, LOGITS, Backend, Batch, Results, Tap, Wanted
 from isobit.backends.cpu._cpu import forget_mapping, name_mapping
 from isobit.backends.cpu.sampler import RowSampler
@@ -89,6 +89,11 @@ class LoadedModel:
         arguments.function("note", note)
         self.located = locate(named, note)
         """What another process can open the same model by."""
+        there = self.located.exists()
+        with driver_held(backend, engine) if there else nullcontext():
+            self._open(backend, engine, note)
+
+    def _open(self, backend: str, engine: EngineConfig, note: Callable[[str], None] | None) -> None:
         self.file = open_model(self.located)
         self.path = self.file.path  # of a split model the first part, whichever was named
         try:

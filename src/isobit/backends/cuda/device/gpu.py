@@ -21,65 +21,12 @@ from isobit.backends.cuda.device.compile import (
     cubin,
     signatures,
 )
+from isobit.backends.cuda.device.driver import FORKED, attribute, available, capability, in_words
 from isobit.backends.cuda.device.launch import launch_config
 from isobit.backends.cuda.device.load import Part, begin
 from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.backends.cuda.device.protocol import Array, Gpu
 from isobit.errors import BackendUnavailable
-
-OLDEST = (8, 0)
-"""Ampere: the oldest architecture with the integer instructions the kernels use."""
-
-_FORKED = (
-    "this process was forked from one that had opened the GPU, which cannot be shared so: load the "
-    "model after the fork, or start the process anew (multiprocessing: spawn)"
-)
-
-
-def available() -> tuple[bool, str]:  # noqa: PLR0911  # a reason each
-    """Whether the CUDA backend can run here, and the reason if not. Cheap; touches no memory."""
-    try:
-        from cuda.bindings import driver  # noqa: PLC0415
-    except ImportError:
-        return False, "cuda-bindings is not installed (pip install '.[cuda]')"
-    except Exception as error:  # a broken installation raises many kinds
-        return False, f"cuda-bindings could not be loaded ({error})"
-    try:
-        result = driver.cuInit(0)[0]
-        if result == driver.CUresult.CUDA_ERROR_NOT_INITIALIZED:  # asked again, in a child
-            return False, _FORKED
-        if result != driver.CUresult.CUDA_SUCCESS:
-            return False, f"no usable NVIDIA driver or device ({_words(driver, result)})"
-        result, count = driver.cuDeviceGetCount()
-        if result != driver.CUresult.CUDA_SUCCESS or count == 0:
-            return False, "no CUDA device"
-        major, minor = _capability(driver, 0)
-    except Exception as error:  # the bindings raise RuntimeError when libcuda is missing
-        words = str(error).split(". ")[0] or type(error).__name__
-        return False, f"no usable NVIDIA driver ({words})"
-    if (major, minor) < OLDEST:
-        return False, (
-            f"compute capability {OLDEST[0]}.{OLDEST[1]} or newer is needed, the device has "
-            f"{major}.{minor}"
-        )
-    return True, ""
-
-
-def _attribute(driver: Any, device: Any, name: str) -> int:
-    kind = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-    return int(driver.cuDeviceGetAttribute(kind, device)[1])
-
-
-def _capability(driver: Any, device: Any) -> tuple[int, int]:
-    major, minor = (
-        _attribute(driver, device, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR")
-    )
-    return major, minor
-
-
-def _words(driver: Any, result: Any) -> str:
-    error, text = driver.cuGetErrorString(result)
-    return text.decode() if error == driver.CUresult.CUDA_SUCCESS else str(result)
 
 
 class CudaGpu:
@@ -94,24 +41,24 @@ class CudaGpu:
         self._driver = driver
         self._process = os.getpid()
         self._last = "nothing"
-        result, count = driver.cuDeviceGetCount()
+        count = self._check(driver.cuDeviceGetCount())
         if number >= count:
             raise BackendUnavailable(f"cuda: expected {number + 1} devices, found {count}")
         device = self._device = int(self._check(driver.cuDeviceGet(number)))
         result, self._context = driver.cuDevicePrimaryCtxRetain(device)
         if result != driver.CUresult.CUDA_SUCCESS:
             raise BackendUnavailable(
-                f"cuda: {_words(driver, result)}; after a kernel has failed, the driver refuses "
+                f"cuda: {in_words(driver, result)}; after a kernel has failed, the driver refuses "
                 "all further work of the process: start it anew, or use another backend"
             )
         self.activate()
         kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = self._check(driver.cuStreamCreate(kind))
         self.name = self._check(driver.cuDeviceGetName(256, device)).split(b"\0")[0].decode()
-        self.multiprocessors = _attribute(driver, device, "MULTIPROCESSOR_COUNT")
-        self.cache_bytes = _attribute(driver, device, "L2_CACHE_SIZE")
-        self.shared_most = _attribute(driver, device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
-        self.arch = "sm_{}{}".format(*_capability(driver, device))
+        self.multiprocessors = attribute(driver, device, "MULTIPROCESSOR_COUNT")
+        self.cache_bytes = attribute(driver, device, "L2_CACHE_SIZE")
+        self.shared_most = attribute(driver, device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.arch = "sm_{}{}".format(*capability(driver, device))
         self.warpgroups = self.arch == "sm_90"
         self._allocated: dict[int, int] = {}
         self._kernels: dict[tuple[object, ...], tuple[Any, Signature]] = {}
@@ -134,7 +81,7 @@ class CudaGpu:
         Raises BackendUnavailable in a process that was forked since: the driver gave it nothing.
         """
         if os.getpid() != self._process:
-            raise BackendUnavailable(f"cuda: {_FORKED}")
+            raise BackendUnavailable(f"cuda: {FORKED}")
         self._check(self._driver.cuCtxSetCurrent(self._context))
 
     def reach(self, others: Sequence[Gpu]) -> None:
@@ -317,7 +264,7 @@ class CudaGpu:
         except Exception as error:  # the library's own kinds, of what it cannot pack
             raise self._not_queued(kernel, str(error)) from None
         if result != self._driver.CUresult.CUDA_SUCCESS:
-            raise self._not_queued(kernel, _words(self._driver, result))
+            raise self._not_queued(kernel, in_words(self._driver, result))
 
     @staticmethod
     def _not_queued(kernel: str, why: str) -> BackendUnavailable:
@@ -390,7 +337,7 @@ class CudaGpu:
         result, *values = results
         if result != self._driver.CUresult.CUDA_SUCCESS:
             raise BackendUnavailable(
-                f"cuda: {_words(self._driver, result)} (last kernel queued: {self._last})"
+                f"cuda: {in_words(self._driver, result)} (last kernel queued: {self._last})"
             )
         return values[0] if len(values) == 1 else values
 
