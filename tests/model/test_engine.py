@@ -120,6 +120,8 @@ def test_a_backend_that_goes_ahead_is_told_what_follows(
 ) -> None:
     """That is what comes, without those that have ended, whoever arrives meanwhile."""
     monkeypatch.setattr(type(engine.model.backend), "goes_ahead", True)
+    # By times a prompt may be left for later, and then have the first page of one that has ended.
+    monkeypatch.setattr(engine.scheduler, "prefill_budget", lambda *_: 64)
     told: list[Following | None] = [None]
     as_told, run = [], engine.model.run_batch
 
@@ -321,6 +323,41 @@ def test_an_engine_with_a_thread_tells_the_listener(engine: Engine, heldout: lis
     assert len(list(engine.submit(heldout[:9], 3, Sampling()))) == 3
 
 
+@pytest.mark.parametrize("goes_ahead", [False, True])
+@pytest.mark.parametrize(("who", "when"), [(0, 2), (1, 4)], ids=["in it", "in the next"])
+def test_who_leaves_in_a_pass_of_a_prompt_has_no_pages_after_it(
+    engine: Engine,
+    heldout: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    who: int,
+    when: int,
+    goes_ahead: bool,
+) -> None:
+    monkeypatch.setattr(type(engine.model.backend), "goes_ahead", goes_ahead)
+    before, run = engine.scheduler.limits, engine.model.run_batch
+    engine.limit(Limits(pass_tokens=64, running=2))
+    both = [engine.submit(heldout[:300], 5, Sampling(), salt=None) for _ in range(2)]
+    passes = 0
+
+    def leaves(*given: Any) -> Results:
+        nonlocal passes
+        passes += 1
+        if passes == when:
+            both[who].cancel()
+            at_once = who == 1 and not goes_ahead  # else a device may be writing to its pages
+            assert both[who].ended is at_once
+        return run(*given)
+
+    monkeypatch.setattr(engine.model, "run_batch", leaves)
+    for _ in range(when):
+        assert not both[who].ended
+        engine.step()
+    assert both[who].ended
+    assert engine.scheduler.blocks.held == len(both[1 - who].request.table.pages)
+    assert len(list(both[1 - who])) == 5
+    engine.limit(before)
+
+
 def test_cancelling_frees_the_pages(engine: Engine, heldout: list[int]) -> None:
     generation = engine.submit(heldout[:900], 100, Sampling())
     engine.step()
@@ -419,6 +456,17 @@ def test_the_queue_is_bounded(engine: Engine, heldout: list[int]) -> None:
     assert len(engine.model.generate([heldout[:5]] * 9, max_tokens=2)) == 9  # waits
     assert [len(list(g)) for g in generations] == [2, 2, 2]
     engine.limit(before)
+
+
+def test_no_more_run_at_once_than_there_are_pages(heldout: list[int]) -> None:
+    with isobit.load("sample", backend="cpu", context=512, sequences=1) as model:
+        engine = model.generations
+        assert engine.scheduler.limits.running == model.backend.limits.pages == 8
+        engine.limit(Limits(waiting=1))
+        begun = [engine.submit(heldout[:5], 2, Sampling()) for _ in range(9)]
+        with pytest.raises(QueueFull):
+            engine.submit(heldout[:5], 2, Sampling())
+        assert [len(list(g)) for g in begun] == [2] * 9
 
 
 def test_a_closed_engine_says_so(heldout: list[int]) -> None:

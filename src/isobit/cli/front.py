@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 
 from isobit.cli import event_loop, options, say
+from isobit.cli.output import count
 from isobit.errors import UsageError
 
 
@@ -72,7 +73,10 @@ def _run(
                 front = Front(replicas, key, api_key, args.origin)
                 server = prepared(front, front.app(), args.grace, say)
                 listen(sockets)
-                say(f"{len(replicas.all)} replicas: {address(args.host, sockets)}/v1")
+                at = address(args.host, sockets)
+                say(f"{count(len(replicas.all), 'replica')}: {at}/v1")
+                if n and not args.no_page:
+                    say(f"a page to talk with it: {at}/")
                 await server.serve(sockets)
         finally:
             if processes is not None:

@@ -64,11 +64,15 @@ def main(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
-    if args.replicas or args.parts > 1 or args.hosts:  # who share the memory
-        args.sequences = args.sequences or EngineConfig.max_sequences
-    if args.replicas and args.replica is None:
-        if args.parts > 1 and args.backend in OWN_GPU:
-            raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
+    fronted = args.replicas and args.replica is None
+    if fronted and args.parts > 1 and args.backend in OWN_GPU:
+        raise UsageError("--parts: expected 1 with --replicas on cuda: they would share GPUs")
+    if (args.replicas or args.parts > 1 or args.hosts) and not args.sequences:
+        args.sequences = EngineConfig.max_sequences  # they share the memory
+        if args.replica is None:
+            room = f"a KV cache of {args.sequences} contexts in each process"
+            say(f"{room}, as they share the memory: --sequences gives more")
+    if fronted:
         front.serve_replicas(args, key)
         return
     if args.replica is None:
@@ -95,12 +99,15 @@ def main(args: argparse.Namespace) -> None:
             device = f"{model.backend.name} ({model.backend.device})"
             at = address(args.host, sockets)
             listen(sockets)
-            say(f"{service.name} on {device}: {at}/v1")
-            together = service.engine.scheduler.limits.running
             tokens = model.backend.limits.pages * KV_PAGE
-            say(f"{together} answers at once, of up to {tokens:,} tokens together")
-            if page:
-                say(f"a page to talk with it: {at}/")
+            room = f"{service.limits.running} answers at once, of up to {tokens:,} tokens together"
+            if args.replica is None:
+                say(f"{service.name} on {device}: {at}/v1")
+                say(room)
+                if page:
+                    say(f"a page to talk with it: {at}/")
+            else:  # its front says where they answer
+                say(f"a replica on {device}: {room}")
             run(service, sockets, args.grace, say)
 
 

@@ -87,9 +87,10 @@ class Engine(PassLock):
 
     def limit(self, limits: Limits) -> None:
         """How much runs together from now on, and how much may wait."""
+        running = min(limits.running, self.model.backend.limits.pages)  # each has at least one
         if self.model.graph.recurrent:  # so many sequences have a state
-            running = min(limits.running, self.model.backend.engine.max_sequences)
-            limits = changed(limits, running=running)
+            running = min(running, self.model.backend.engine.max_sequences)
+        limits = changed(limits, running=running)
         with self._lock:
             self.scheduler.limits = limits
             self._prefill_budget.steady = limits.steady
