@@ -515,7 +515,7 @@ def test_closing_a_stream_from_a_thread_ends_who_reads_it_in_a_loop(
 ) -> None:
     async def run(model: Model) -> None:
         # Passes do not run, so that nothing but its closing can wake the reader.
-        monkeypatch.setattr(model.generations, "start", lambda: None)
+        monkeypatch.setattr(model.generations, "_begin_thread", lambda: None)
         stream = model.stream(heldout[:9], max_tokens=5)
         read = asyncio.create_task(anext(stream))
         while not (stream._generation and stream._generation.listen):

@@ -222,6 +222,40 @@ def test_an_interruption_leaves_the_others_what_they_get_alone() -> None:
             engine.scheduler.blocks.check([])
 
 
+def test_a_stream_that_an_event_loop_left_stands_until_it_is_read_again(
+    engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = model.generate(heldout[:9], max_tokens=60).token_ids
+    monkeypatch.setattr("isobit.runtime.engine._AFTER_READER", 0.0)
+    run, passes = engine._run, 0
+
+    def counted(parts: Sequence[Part]) -> object:
+        nonlocal passes
+        passes += 1
+        return run(parts)
+
+    monkeypatch.setattr(engine, "_run", counted)
+
+    async def read() -> Stream:
+        async with model.stream(heldout[:9], max_tokens=60) as stream:
+            async for _ in stream:
+                break
+            with engine.turn():
+                before = passes
+            await asyncio.sleep(0.1)
+            assert passes <= before + 1  # which may have been about to begin
+            assert [piece async for piece in stream]
+        async with model.stream(heldout[:9], max_tokens=60) as left:
+            await anext(left)
+        assert left.completion is not None
+        assert left.completion.finish_reason == "interrupted"
+        return stream
+
+    done = asyncio.run(read()).completion
+    assert done is not None
+    assert done.token_ids == wanted
+
+
 def test_what_watches_a_pass_cannot_run_another_in_it(
     engine: Engine, model: Model, heldout: list[int]
 ) -> None:

@@ -168,3 +168,22 @@ def test_answers_of_other_settings_are_not_mixed(
     assert main(args) == 0
     assert main([*args, "--activation-bits", "8"]) == 2
     assert "another model or setting" in capsys.readouterr().err
+
+
+def test_a_request_that_changed_is_not_taken_for_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "in", 2)
+    args = ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *BACKEND]
+    assert main(args) == 0
+    before = (tmp_path / "out").read_bytes()
+    again = [dict(reversed(row.items())) for row in reversed(rows)]  # said in another order
+    (tmp_path / "in").write_text("".join(json.dumps(row) + "\n" for row in again))
+    assert main(args) == 0
+    assert "2 rows of 2 finished before" in capsys.readouterr().err
+    write(tmp_path / "in", 2, max_tokens=9)
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert "custom_id 'row " in said
+    assert "another request" in said
+    assert (tmp_path / "out").read_bytes() == before

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from isobit.__main__ import loads_here
 from isobit.backends import FallbackNote, NoGpuNote
-from isobit.cli import COMMANDS, event_loop, main, options, sampling_options, tools
+from isobit.cli import COMMANDS, _parser, event_loop, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
 from isobit.cli.run import show
 from isobit.errors import NothingCompared
+from isobit.verify.ablate import OWN
 
 RUN = ["run", "--backend", "reference"]
 X = [*RUN, "-p", "x"]
@@ -49,7 +50,9 @@ X = [*RUN, "-p", "x"]
         ([*X, "--backend", "cdua"], 2, "did you mean 'cuda'?"),
         (["trace", "-p", "x", "-o", "x.t", "--stages", "qkv_mtmul"], 2, "mean 'qkv_matmul'?"),
         ([*X, "--stop", ""], 2, "--stop: expected a text, got an empty one"),
-        ([*X, "--seed", "1.5"], 2, "--seed: expected a whole number, 0 or more; got '1.5'"),
+        ([*X, "--seed", "1.5"], 2, "--seed: expected a whole number, got '1.5'"),
+        ([*X, "--seed", str(1 << 64)], 2, "to 18446744073709551615, got 18446744073709551616"),
+        ([*X, "--seed=-9223372036854775809"], 2, "--seed: expected an integer from -92233720368"),
         (["chat", "-p", ""], 2, "expected a message, got an empty one"),
         ([*X, "--experts"], 2, "--experts: expected --jsonl"),
         (["tokenize", "--tokens", "8192"], 2, "token id: expected 0 to 8191, got 8192"),
@@ -521,3 +524,28 @@ def test_the_collector_stands_still_until_the_model_is_there():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[False] True True"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("batch in -o out model", ("in", "model", "out")),
+        ("batch -o out in --audit 0.1 model --ray", ("in", "model", "out")),
+        ("batch -oout in --audit=0.1 model", ("in", "model", "out")),
+    ],
+)
+def test_what_is_no_option_may_stand_anywhere(argv: str, expected: tuple[str, str, str]) -> None:
+    parser = _parser(argv.split())
+    asked = parser.check(argv.split())
+    args, extras = parser.parse_known_args(asked.ordered)
+    assert (args.prompts, args.model, args.output) == expected
+    assert not extras
+
+
+def test_the_value_of_an_option_stays_beside_it() -> None:
+    for given, rank in (("--rank float32 model -p x", "float32"), ("model -p x --rank", OWN)):
+        argv = ["ablate", *given.split()]
+        parser = _parser(argv)
+        args = parser.parse_args(parser.check(argv).ordered)
+        assert (args.rank, args.model, args.prompt) == (rank, "model", "x")
+    assert main(["run", "sample", "-p"]) == 2

@@ -98,7 +98,7 @@ def _run(argv: Sequence[str]) -> int:
     try:
         parser = _parser(argv)
         asked = parser.check(argv)
-        args, extras = parser.parse_known_args(argv)
+        args, extras = parser.parse_known_args(asked.ordered)
         args.argv = list(argv)
         if extras:
             asked.error(f"expected no more than was given, got {extras[0][:60]!r} too")

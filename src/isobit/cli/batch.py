@@ -117,7 +117,7 @@ async def _answer(
     """Answer what is not finished, so many rows at once for each of so many workers."""
     from isobit.server.batch import batch  # noqa: PLC0415  # an extra
 
-    answered = batch.Answered(Path(args.output), fingerprint)
+    answered = batch.Answered(Path(args.output), fingerprint, rows)
     known = {row.custom_id for row in rows}
     done = len(known & answered.done.keys())
     if done:

@@ -2,12 +2,14 @@
 
 argparse names what is missing before what is misspelt, points at the help of the whole program
 instead of the command's, and reads ``-ngl 99`` as ``-n gl``. So what it would not understand is
-looked for first.
+looked for first. Nor would it take ``FILE -o OUT MODEL``, as it gives what may be left out nothing
+where an option stands, so that what is no option is moved before them all.
 """
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -48,6 +50,8 @@ class Parser(argparse.ArgumentParser):
 
     positionals: Sequence[str] = ()
     """What was given beside the options, as :meth:`check` found it."""
+    ordered: Sequence[str] = ()
+    """All that was given, these before the options."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -67,23 +71,25 @@ class Parser(argparse.ArgumentParser):
 
     def check(self, argv: Sequence[str]) -> "Parser":
         """Refuse commands and options that do not exist; the parser that the rest is meant for."""
-        parser, positionals = self, list[str]()
-        rest = iter(argv)
-        for arg in rest:
-            commands = parser._commands()
+        parser, commanded, positionals, given = self, list[str](), list[str](), list[str]()
+        rest = deque(argv)
+        while rest:
+            arg, commands = rest.popleft(), parser._commands()
             if arg == "--":
+                given += [arg, *rest]
                 break
             if _is_option(arg):
-                parser._check_option(arg, rest)
+                given += [arg, *parser._check_option(arg, rest)]
             elif not commands:
                 positionals.append(arg)
             elif arg in commands:
                 parser = commands[arg]
+                commanded, given = [*commanded, *given, arg], []
             else:
                 near = did_you_mean(arg, commands)
                 known = "" if near else f"; there are {', '.join(commands)}"
                 parser.error(f"no such command: {_short(arg)!r}{near or known}")
-        parser.positionals = positionals
+        parser.positionals, parser.ordered = positionals, [*commanded, *positionals, *given]
         return parser
 
     def _commands(self) -> "dict[str, Parser]":
@@ -92,8 +98,8 @@ class Parser(argparse.ArgumentParser):
                 return dict(action.choices)
         return {}
 
-    def _check_option(self, arg: str, rest: Iterator[str]) -> None:
-        """Refuse an unknown option; skip the value of a known one."""
+    def _check_option(self, arg: str, rest: deque[str]) -> list[str]:
+        """Refuse an unknown option; the value of a known one, if it comes next."""
         options = self._option_string_actions
         name, equals, _ = arg.partition("=")
         action = options.get(name)
@@ -103,8 +109,10 @@ class Parser(argparse.ArgumentParser):
                 action = attached
         if action is None:
             self.error(f"no such option: {_short(name)}{self._tip(name)}")
-        if action.nargs is None and not equals:
-            next(rest, None)
+        takes = action.nargs is None or (
+            action.nargs == "?" and not _is_option(rest[0] if rest else "")
+        )
+        return [rest.popleft()] if takes and rest and not equals else []
 
     def _tip(self, name: str) -> str:
         options = self._option_string_actions

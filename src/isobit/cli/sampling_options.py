@@ -32,9 +32,10 @@ def add_sampling(parser: argparse.ArgumentParser, *, recommended: bool = False) 
         )
     group.add_argument(
         "--seed",
-        type=argtypes.at_least(0),
+        type=argtypes.whole,
         metavar="X",
-        help="random seed; the same seed gives the same text (default: a new one each time)",
+        help="random seed, any integer of 64 bits, negative ones modulo 2^64; the same seed gives "
+        "the same text (default: a new one each time)",
     )
     group.add_argument(
         "--stop",

@@ -1,7 +1,7 @@
 """Many generations at once on one model: each gets the bits that it would get alone.
 
 A pass is scheduled, run, sampled and handed out. Whoever waits for a token runs passes for all, so
-that no thread is needed; where nobody waits, in a server, :meth:`Engine.start` gives it one.
+that no thread is needed; where nobody may wait, in an event loop, it has one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _LISTENER_SECONDS = 0.02
 """Seconds that listeners on the processors that passes run on have before the next pass: threads of
 a pass meet many times, and one that another thread keeps from running holds up all."""
+_AFTER_READER = 0.05
+"""Seconds in which passes still run when nobody waits in an event loop: a reader comes back."""
 _MANY = 8
 """Generations in a pass from which on that is more than they would lose by waiting."""
 
@@ -62,6 +65,12 @@ class Engine(PassLock):
         self._losses = model.backend.losses
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._always = False
+        """Whether it runs passes where nobody waits, too."""
+        self._readers = 0
+        """Who wait in event loops."""
+        self._reader_left = 0.0
+        """When the last of them took what it waited for."""
         self._following: list[Part] = []
         """What runs in the next pass, whatever arrives meanwhile: a device may have begun."""
         self._since = 0.0
@@ -203,14 +212,39 @@ class Engine(PassLock):
     def start(self) -> None:
         """Run passes in a thread, until :meth:`stop`; nothing if there is one already."""
         with self._lock:
-            self._require_open()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="isobit", daemon=True)
-                self._thread.start()
+            self._always = True
+            self._begin_thread()
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """While inside, where an event loop waits for a pass, a thread runs them."""
+        with self._lock:
+            self._begin_thread()
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                self._reader_left = time.monotonic()
+
+    def _begin_thread(self) -> None:
+        self._require_open()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="isobit", daemon=True)
+            self._thread.start()
+        elif not self._readers:
+            self._changed.notify_all()  # it may stand
+
+    def _is_waited_for(self) -> bool:
+        if self._always or self._readers:
+            return True
+        return time.monotonic() < self._reader_left + _AFTER_READER
 
     def stop(self) -> None:
         """End all generations, and the thread."""
         with self.turn(), self._lock:
+            self._always = False
             self._end_all(None)
             thread, self._thread = self._thread, None
             self._changed.notify_all()
@@ -228,9 +262,11 @@ class Engine(PassLock):
         me = threading.current_thread()
         while self._thread is me:
             try:
-                if not self.step():
+                if not (self._is_waited_for() and self.step()):
                     with self._lock:
-                        self._changed.wait_for(lambda: self._of or self._thread is not me)
+                        self._changed.wait_for(
+                            lambda: (self._of and self._is_waited_for()) or self._thread is not me
+                        )
                 elif self.model.backend.on_host:
                     for listener in self._notified:
                         listener.wait_taken(_LISTENER_SECONDS)

@@ -117,7 +117,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
     ``token_ids``.
 
     Read it with ``for``, or in an event loop with ``async for``. Closing it early (``close()`` or
-    leaving a ``with`` block) frees its KV cache. Another thread may close it: the one that reads
+    leaving a ``with`` or ``async with`` block) frees its KV cache; one that is left open and not
+    read stands, unless somebody waits for another. Another thread may close it: the one that reads
     then comes to its end. After that, as after an exception, ``completion`` holds what there was.
     """
 
@@ -199,11 +200,11 @@ class Stream(Iterator[str], AsyncIterator[str]):
                         generation = self._generation
                         if self.completion is not None or generation is None:
                             break
-                    engine.start()
-                    await news.wait([generation])
+                    with engine.awaited():
+                        await news.wait([generation])
                 except QueueFull:
-                    engine.start()
-                    await asyncio.sleep(_AGAIN)
+                    with engine.awaited():
+                        await asyncio.sleep(_AGAIN)
         except BaseException:
             with self._reading:
                 self._interrupt()
@@ -278,6 +279,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
         self.close()
 
     def __del__(self) -> None:

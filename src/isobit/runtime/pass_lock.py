@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from weakref import WeakSet
 
 from isobit.errors import UsageError
 
@@ -26,6 +29,7 @@ class PassLock(ABC):
         """Whether that pass is one for generations."""
         self._asking = 0
         """Threads that wait for a turn of their own."""
+        _of_this_process.add(self)
 
     def step(self) -> bool:
         """One pass for all; False if there was nothing to do."""
@@ -77,6 +81,15 @@ class PassLock(ABC):
                 with self._lock:
                     self._changed.notify_all()
 
+    def keep_turn(self) -> None:
+        """Take the turn after the pass that runs, and give it to no other thread any more."""
+        with self._lock:
+            self._asking += 1
+            while self._busy not in (0, threading.get_ident()):
+                self._changed.wait()
+            self._asking -= 1
+            self._busy = threading.get_ident()
+
     def _require_no_pass(self, thread: int) -> None:
         if self._stepping and self._busy == thread:
             raise UsageError("model: expected to be used between passes, not by what watches one")
@@ -84,3 +97,18 @@ class PassLock(ABC):
     @abstractmethod
     def _step(self) -> bool:
         """Run a pass; False if there was nothing to do. The caller has the turn."""
+
+
+_of_this_process = WeakSet[PassLock]()
+
+
+@atexit.register
+def _end_with_python() -> None:
+    """No thread is in a pass when the interpreter goes: it ends those that come back to it, daemon
+    threads, and where one is within C++ that aborts the process, whatever its exit code was."""
+    for lock in list(_of_this_process):
+        lock.keep_turn()
+
+
+if hasattr(os, "register_at_fork"):  # who had the turn may be no thread of the child
+    os.register_at_fork(after_in_child=_of_this_process.clear)

@@ -3,8 +3,8 @@
 The formats are those of OpenAI's batch interface: a line of the input is ``{"custom_id": …,
 "method": "POST", "url": "/v1/chat/completions", "body": {…}}``, a line of the output
 ``{"id": …, "custom_id": …, "response": {"status_code": …, "request_id": …, "body": {…}}, "error":
-null}``, in the order in which rows are finished. A row is written once, whole; what was written
-stays finished, whoever is killed meanwhile.
+null, "isobit_request": …}``, in the order in which rows are finished. A row is written once, whole;
+what was written stays finished, whoever is killed meanwhile.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from isobit.server.request.fields import MOST_CHOICES
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WITH_RECEIPTS = URLS[:2]
+_REQUEST = "isobit_request"
+"""Of an answer: the digest of its request, so that a changed one is not taken for answered."""
 _LINE = 16 << 20  # bytes of a row
 Ask = Callable[[str, Any], Awaitable[tuple[int, Any]]]
 """Gives the status and the body of an answer to a body that is sent to a URL."""
@@ -41,6 +43,8 @@ class Row:
     """A row of the input: where it lies in the file."""
 
     custom_id: str
+    request: str
+    """A digest of what it asks for."""
     offset: int
     length: int
 
@@ -52,8 +56,10 @@ class Answered:
     a file of answers.
     """
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, fingerprint: str, rows: Sequence[Row]) -> None:
+        """``rows``: all that are asked for."""
         self.path = path
+        self._requests = {row.custom_id: row.request for row in rows}
         self.done: dict[str, int] = {}
         """By custom_id: the status of each row that is finished."""
         try:
@@ -74,9 +80,10 @@ class Answered:
                 break
             try:
                 row = json.loads(line)
-                body = row["response"]["body"]
-                self.done[row["custom_id"]] = row["response"]["status_code"]
+                body, name, request = row["response"]["body"], row["custom_id"], row[_REQUEST]
+                self.done[name] = row["response"]["status_code"]
                 made_by = body.get("system_fingerprint", fingerprint)
+                asked = self._requests.get(name, request)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise FileRefused(
                     f"{self.path}, line {number}: expected an answer of a batch; name another file"
@@ -86,6 +93,12 @@ class Answered:
                     f"{self.path}, line {number}: expected answers of {fingerprint}, got one of "
                     f"{made_by!r:.80}: another model or setting; name another file"
                 )
+            if asked != request:
+                raise UsageError(
+                    f"{self.path}, line {number}: expected the answer to custom_id {name!r:.60} as "
+                    "it is asked now, got that to another request; name another file, or the "
+                    "request otherwise"
+                )
             good += len(line)
         self._file.truncate(good)
 
@@ -93,8 +106,9 @@ class Answered:
         """A row's answer."""
         name = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         response = {"status_code": status, "request_id": f"req_{name}", "body": body}
-        row = {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response}
-        self._file.write(json.dumps(row | {"error": None}).encode() + b"\n")
+        row: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": custom_id}
+        row |= {"response": response, "error": None, _REQUEST: self._requests[custom_id]}
+        self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
         self.done[custom_id] = status
 
@@ -117,13 +131,13 @@ def read_rows(path: Path) -> list[Row]:
         with regular(path, "requests, one a line").open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_LINE + 1), b""), 1):
                 if line.strip():
-                    custom_id = _checked(line, f"{path}, line {number}")
+                    custom_id, request = _checked(line, f"{path}, line {number}")
                     if custom_id in rows:
                         raise FileRefused(
                             f"{path}, line {number}: custom_id {custom_id!r:.60}: expected one "
                             "that no row before it has"
                         )
-                    rows[custom_id] = Row(custom_id, offset, len(line))
+                    rows[custom_id] = Row(custom_id, request, offset, len(line))
                 offset += len(line)
     except FileNotFoundError:
         raise UsageError(no_such_file(str(path))) from None
@@ -134,7 +148,8 @@ def read_rows(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def _checked(line: bytes, where: str) -> str:
+def _checked(line: bytes, where: str) -> tuple[str, str]:
+    """The name of a row, and the digest of its request."""
     if len(line) > _LINE:
         raise FileRefused(f"{where}: expected a row of at most {_LINE >> 20} MiB, got more")
     try:
@@ -154,7 +169,8 @@ def _checked(line: bytes, where: str) -> str:
     assert isinstance(body, dict)
     if body.get("stream"):
         raise FileRefused(f"{where}: body.stream: expected false; a row is written once, whole")
-    return str(custom_id)
+    request = json.dumps([row["url"], body], sort_keys=True).encode()
+    return str(custom_id), hashlib.sha256(request).hexdigest()
 
 
 def limits_of(engine: EngineConfig, at_once: int) -> Limits:
