@@ -108,7 +108,7 @@ def time_wrong_guesses(gpu, backend, c, pages, note):
     """Time steps in which layers guess with the next layer's router: one of four, of two, all."""
     decoder, resident = backend._programs.one, backend._programs.resident
     names = [f"blk.{i}.ffn_gate_inp.weight" for i in range(c.n_layers)]
-    own = [resident.matrices[name].address for name in names]
+    own = [resident.weights.matrices[name].address for name in names]
     right, others = decoder.graphs[1, False], own[1:] + own[:1]
     for every in (4, 2, 1):
         layers = enumerate(zip(own, others, strict=True))

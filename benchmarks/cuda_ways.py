@@ -27,6 +27,7 @@ from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.ops import matmul
+from isobit.backends.cuda.steps import captured
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
 from isobit.backends.cuda.workspace import ROWS, STEP, STEPS
@@ -38,10 +39,11 @@ COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
 TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
 WAYS = {
     "now": (),
+    "whole products": ((matmul, "_PART_TOKENS", 0),),
+    "a block a token's logits": ((captured, "_SEARCH", 0),),
     "nothing ahead": ((matmul, "_AHEAD", 0),),
-    "ahead 13": ((matmul, "_AHEAD", 13),),
-    "ahead 7": ((matmul, "_AHEAD", 7),),
 }
+FIRST = next(iter(WAYS))
 
 
 @contextlib.contextmanager
@@ -180,9 +182,9 @@ def main():
     for name in WAYS:
         mid = [float(np.median(times[name][n] or [0])) for n in sizes]
         ratio = [
-            float(np.median(np.array(times[name][n]) / np.array(times["now"][n])))
+            float(np.median(np.array(times[name][n]) / np.array(times[FIRST][n])))
             for n in sizes
-            if len(times[name][n]) == len(times["now"][n])
+            if len(times[name][n]) == len(times[FIRST][n])
         ]
         print(f"{name:<22}" + "".join(f"{us:9.0f}" for us in mid))
         print(f"{'':<22}" + "".join(f"{r:9.3f}" for r in ratio))

@@ -9,6 +9,7 @@ are those of a step of one sequence, from the constants below; nothing is measur
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from isobit.model.architectures import qwen3, qwen35
 from isobit.model.graph import Graph
 from isobit.model.parallel.split import split
 from isobit.numerics import Weight
-from isobit.numerics.ops import Append, Embedding, ExpertMatMul, Gather
+from isobit.numerics.ops import Append, Embedding, ExpertMatMul, Gather, GatherExperts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -110,16 +111,28 @@ MODELS = {"Qwen3.5-397B-A17B, Q4_K": qwen35_397b, "gpt-oss-120b, MXFP4": gpt_oss
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def read_bytes(graph: Graph) -> float:
-    """Bytes of weights that a step of one token reads."""
+def read_bytes(graph: Graph, parts: int = 1) -> float:
+    """Bytes of weights that a step of one token reads: of whole experts on so many parts, on
+    average the one with most that are chosen."""
     total = 0.0
     for op in graph.ops:
         if isinstance(op.operation, ExpertMatMul):
-            (w,) = op.weights
-            total += w.data.nbytes / w.shape[0] * op.inputs[1].shape.width
+            (w,), chosen = op.weights, op.inputs[1].shape
+            whole = op.operation.part is not None
+            most = of_the_busiest(chosen.below, chosen.width, parts) if whole else chosen.width
+            total += w.data.nbytes / w.shape[0] * most
         elif not isinstance(op.operation, Embedding):
             total += sum(w.data.nbytes for w in op.weights)
     return total
+
+
+@cache
+def of_the_busiest(experts: int, chosen: int, parts: int) -> float:
+    """Of experts chosen at random, how many the part has that has most, on average."""
+    chances = np.random.default_rng(1).random((4000, experts))
+    draws = chances.argsort(1)[:, :chosen] * parts // experts
+    counts = (draws[:, :, None] == np.arange(parts)).sum(1)
+    return float(counts.max(1).mean())
 
 
 def pages_bytes(graph: Graph) -> int:
@@ -128,14 +141,15 @@ def pages_bytes(graph: Graph) -> int:
     return sum(h * (2 * d + 4) for kv in caches for h, d in (v.shape.row for v in kv))
 
 
-def row(graph: Graph, n: int, alone: float) -> str:
-    """A line of the table: a model on n devices."""
-    parts = {rank: split(graph, rank, n).graph for rank in {0, n - 1, n // 2}}
+def row(graph: Graph, n: int, alone: float, shares: tuple[int, ...] = ()) -> str:
+    """A line of the table: a model on n devices; shares: of whole experts."""
+    parts = {rank: split(graph, rank, n, "", shares).graph for rank in {0, n - 1, n // 2}}
     largest = max(parts.values(), key=read_bytes)
     held = max(sum(w.data.nbytes for w in g.weights.values()) for g in parts.values())
-    gathers = [op for op in largest.ops if isinstance(op.operation, Gather)]
+    gathers = [op for op in largest.ops if isinstance(op.operation, Gather | GatherExperts)]
     moved = sum(op.outputs[0].shape.width * 4 for op in gathers)
-    read = read_bytes(largest) / READ
+    taken = read_bytes(largest, n)
+    read = taken / READ
     kernels = alone - read_bytes(graph) / READ
     times = []
     for latency, rate in ((PEER, PEER_BYTES), (NCCL, PEER_BYTES), (WIRE, WIRE_BYTES)):
@@ -145,7 +159,7 @@ def row(graph: Graph, n: int, alone: float) -> str:
     hop = WIRE + graph.ops[0].outputs[0].shape.width * 4 / WIRE_BYTES
     piped = alone + (min(n, layers) - 1) * hop
     per = " | ".join(f"{t * 1e3:.2f}" for t in (*times, piped))
-    sizes = f"{held / 1e9:.1f} | {read_bytes(largest) / 1e9:.2f} | {pages_bytes(largest) / 1e3:.1f}"
+    sizes = f"{held / 1e9:.1f} | {taken / 1e9:.2f} | {pages_bytes(largest) / 1e3:.1f}"
     return f"| {n} | {sizes} | {len(gathers)} | {moved / 1e3:.0f} | {per} |"
 
 
@@ -157,14 +171,15 @@ def main() -> None:
             op.kind in ("matmul", "expert_matmul", "attention", "gated_delta") for op in graph.ops
         )
         alone = read_bytes(graph) / READ + stages * STAGE
-        print(f"\n{name}: {sum(w.data.nbytes for w in graph.weights.values()) / 1e9:.0f} GB\n")
-        heads = "devices | GB held | GB read a step | KB a position | exchanges | KB a step"
-        print(f"| {heads} | ms: peer words | NCCL | network | pipeline |")
-        print("|---:" * 10 + "|")
+        print(f"\n{name}: {sum(w.data.nbytes for w in graph.weights.values()) / 1e9:.0f} GB")
         most = max(op.inputs[0].shape.row[0] for op in graph.ops if op.kind == "attention")
-        for n in DEVICES:
-            if n <= most:
-                print(row(graph, n, alone))
+        several = [n for n in DEVICES if n <= most]
+        columns = [row(graph, n, alone) for n in several]
+        whole = [row(graph, n, alone, (1,) * n) for n in several[1:]]
+        for title, rows in (("Experts by columns", columns), ("Whole experts", whole)):
+            heads = "devices | GB held | GB read a step | KB a position | exchanges | KB a step"
+            print(f"\n{title}:\n\n| {heads} | ms: peer words | NCCL | network | pipeline |")
+            print("\n".join(["|---:" * 10 + "|", *rows]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 usage: python benchmarks/server_load.py MODEL.gguf LLAMA OUT.json [--streams 64] [--seconds 60]
            [--rounds 1] [--threads N] [--commit SHA]
-       python benchmarks/server_load.py MODEL.gguf --requests 10000
+       python benchmarks/server_load.py MODEL.gguf --requests 10000 [--mixed 0.7]
        python benchmarks/server_load.py MODEL.gguf --restarts 5
 
 LLAMA is a folder with llama-server, whose libraries LD_LIBRARY_PATH must name. A client in a
@@ -13,6 +13,8 @@ complete, else nothing is told of speed. Of isobit, the time between the events 
 memory before and after are noted, too.
 
 With --requests, isobit's server alone gets so many short ones, and its memory is told on the way;
+with --mixed this share of them are of other kinds (several choices, grammars, receipts, …), and a
+quarter of these clients leave before their answer is whole;
 with --restarts it is killed so many times, and the seconds to the next one's first answer are told.
 """
 
@@ -35,6 +37,18 @@ from isobit.config import EngineConfig
 
 TEXT = Path(__file__).parents[1] / "tests" / "data" / "heldout.txt"
 SLOT = 512  # positions of the longest request
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+KINDS = (
+    {"n": 3},
+    {"guided_regex": "[a-z_]{3,9}"},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+    {"isobit_receipt": True},
+    {"logprobs": 3, "echo": True},
+    {"logit_bias": {"5": -100}, "presence_penalty": 0.5, "frequency_penalty": 0.1},
+    {"stop": ["\n", "def"]},
+    {"prompt": ["def f(", "class A:"]},
+)
+"""What requests of other kinds ask for beside the rest."""
 
 
 class Load:
@@ -43,7 +57,7 @@ class Load:
     def __init__(self, a):
         self.left, self.longest = (a.requests, 12) if a.requests else (math.inf, 192)
         self.port, self.streams, self.seconds = a.port, a.streams, a.seconds
-        self.rng, self.sampled = random.Random(a.seed), a.sampled
+        self.rng, self.sampled, self.mixed = random.Random(a.seed), a.sampled, a.mixed
         self.text, self.exact = TEXT.read_text(), a.exact
         self.tokens = self.prompt_tokens = self.requests = 0
         self.failed = []
@@ -59,7 +73,11 @@ class Load:
             "prompt": self.text[at : at + n],
             "max_tokens": self.rng.randrange(self.longest // 6, self.longest),
         }
-        return json.dumps(asked | self.how()).encode()
+        return json.dumps(asked | self.how() | self.kind()).encode()
+
+    def kind(self):
+        other = self.rng.random() < self.mixed
+        return self.rng.choice(KINDS) if other else {}
 
     def exactly(self, prompt, answer, vocabulary):
         """A prompt of so many ids, none like another's, and so many tokens after it."""
@@ -92,6 +110,11 @@ class Load:
         writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode())
         writer.write(body)
         last, tail, came = time.monotonic(), b"", self.first
+        if self.rng.random() < self.mixed / 4:
+            await reader.read(1 << 10)
+            writer.close()
+            self.requests += 1
+            return
         while part := await reader.read(1 << 16):
             now = time.monotonic()
             for _ in range(part.count(b"\r\ndata: {")):  # none in the head of the answer
@@ -215,7 +238,8 @@ def memory(command, a):
     """Resident MB of isobit's server after some of so many requests, and after all."""
     done = 0
     with Server(command, a.port) as server:
-        ask = a.port, a.streams, "--seconds", 86400, "--sampled", a.sampled, "--requests"
+        ask = a.port, a.streams, "--seconds", 86400, "--sampled", a.sampled
+        ask += "--mixed", a.mixed, "--requests"
         for until in (a.requests // 10, a.requests // 2, a.requests):
             told = asked(*ask, until - done, seed=a.seed + done)
             assert told["requests"] == until - done
@@ -255,6 +279,7 @@ def main():
     p.add_argument("--rounds", type=int, default=1)
     p.add_argument("--threads", type=int, default=EngineConfig().cores)
     p.add_argument("--sampled", type=float, default=0.5, help="share of sampled requests")
+    p.add_argument("--mixed", type=float, default=0, help="share of requests of other kinds")
     p.add_argument("--port", type=int, default=18123)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--requests", type=int, default=0)

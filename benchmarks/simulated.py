@@ -61,6 +61,9 @@ class SimulatedGpu:
     def free(self, address):
         pass
 
+    def bring(self, _):
+        return lambda: None
+
     def page_locked(self, nbytes):
         return np.empty(nbytes, np.uint8)
 

@@ -98,8 +98,8 @@ def test_a_stream_that_is_closed_as_its_loop_reads_a_token_is_whole(
 def test_who_waits_for_room_goes_on_as_soon_as_there_is(
     engine: Engine, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.limit(Limits(waiting=1))
-    first = engine.submit(heldout[:9], 2, Sampling())
+    engine.limit(Limits(running=1, waiting=1))
+    first, _ = (engine.submit(heldout[:9], 2, Sampling()) for _ in range(2))
     full, found = threading.Event(), list[Generation]()
     wait = engine._changed.wait
 
@@ -123,7 +123,7 @@ def test_who_waits_for_room_goes_on_as_soon_as_there_is(
 def test_a_loop_goes_on_while_a_stream_waits_for_room(
     engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.limit(Limits(waiting=1))
+    engine.limit(Limits(running=1, waiting=1))
 
     def blocks(*_: object) -> None:
         raise AssertionError("the event loop waits for a pass, or runs it")
@@ -168,10 +168,11 @@ def test_progress_is_told_whoever_runs_the_passes(
 
 
 def test_a_recorder_of_what_waits_for_room_begins_once(engine: Engine, heldout: list[int]) -> None:
-    engine.limit(Limits(waiting=1))
-    first, recorder = engine.submit(heldout[:9], 2, Sampling()), Recorder()
+    engine.limit(Limits(running=1, waiting=1))
+    first, other = (engine.submit(heldout[:9], 2, Sampling()) for _ in range(2))
+    recorder = Recorder()
     second = engine.line_up(heldout[:9], 2, Sampling(temperature=1), watch=recorder)
-    assert len(list(second)) == len(list(first)) == 2
+    assert [len(list(g)) for g in (second, first, other)] == [2, 2, 2]
     receipt = recorder.receipt()
     assert len(receipt.tokens) == 2
     assert receipt.sampling["seed"] == second.sampler.seed

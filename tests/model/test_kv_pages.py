@@ -182,7 +182,7 @@ def test_load_sets_all_sizes() -> None:
 def test_a_fallback_from_a_gpu_that_is_there_is_a_warning(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> Backend:
+    def full(*_: object, **__: object) -> Backend:
         raise BackendUnavailable("cuda: the model needs 124.00 GB")
 
     monkeypatch.setattr("isobit.backends.may_have_gpu", lambda: True)

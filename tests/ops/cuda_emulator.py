@@ -18,6 +18,8 @@ from tempfile import NamedTemporaryFile, gettempdir
 import numpy as np
 
 from isobit.backends.cuda.device.compile import INCLUDE, SOURCES, signatures
+from isobit.backends.cuda.device.layout import TILE_ROWS
+from isobit.backends.cuda.device.load import Part
 
 HERE = Path(__file__).parent
 _FLAGS = [
@@ -148,6 +150,23 @@ class EmulatedGpu:
         ctypes.memmove(address, values.ctypes.data, values.nbytes)
         if values.ctypes.data in self._page_locked:
             self._uploading.append((values, values.tobytes()))
+
+    def bring(self, parts: Sequence[Part]) -> Callable[[], None]:
+        """When it is waited for, as late as can be."""
+
+        def wait() -> None:
+            for rows, to, supers, super_bytes in parts:
+                data = np.ascontiguousarray(rows).reshape(-1)
+                if not supers:
+                    self.upload(to, data)
+                    continue
+                staged, tiles = self.allocate(data.size), data.size // (TILE_ROWS * super_bytes)
+                self.upload(staged, data)
+                arguments = (staged, tiles, supers, super_bytes, to)
+                self.launch("device/repack", "repack", (tiles,), arguments)
+                self.free(staged)
+
+        return wait
 
     def page_locked(self, nbytes: int) -> np.ndarray:
         memory = np.empty(nbytes, np.uint8)

@@ -53,7 +53,8 @@ class Random(AnyTensors):
 
     def take(self, name, *shape):
         role = name.split(".", 2)[-1].removesuffix(".weight")
-        if len(shape) == 1 or role in ("ffn_gate_inp", "ssm_conv1d"):
+        floats = len(shape) == 1 or role in ("ffn_gate_inp", "ssm_conv1d")
+        if floats and role not in self._formats:
             about = {"ssm_a": -1, "ssm_dt.bias": 0, "ssm_conv1d": 0}.get(
                 role, 0 if "gate" in role else 1
             )
@@ -62,7 +63,7 @@ class Random(AnyTensors):
         kind = self._formats.get(role, "Q4_K")
         fmt = next(f for f in FORMATS.values() if f.name == kind)
         data = _random(self._rng, kind, shape, 2 * shape[-1] ** -0.5)
-        return Weight(name, fmt, shape, data.reshape(-1))
+        return Weight(name, fmt, shape, data.reshape(-1).view(np.uint8))
 
 
 def made(config=CONFIG, formats=None):
@@ -70,10 +71,21 @@ def made(config=CONFIG, formats=None):
     return Weights(config, qwen35.graph(config, Random(SEED, formats)))
 
 
-def agree(weights, kind, planes=2, steps=2):
-    """Logits of passes one after the other, the CPU's beside a device's; kernels of a step."""
+def agree(weights, kind, planes=2, steps=2, seen=None):
+    """Logits of passes one after the other, the CPU's beside a device's; kernels of a step.
+
+    seen: gets the names and definitions of all kernels of the passes.
+    """
     print("seed", SEED)
     gpu = EmulatedGpu(SEED, bulk=bool(SEED % 2)) if kind == "emulated" else open_gpu(kind)
+    if seen is not None:
+        launch = gpu.launch
+
+        def noted(stem, kernel, *given, **how):
+            seen.append((kernel, how.get("defines") or {}))
+            launch(stem, kernel, *given, **how)
+
+        gpu.launch = noted
     engine = EngineConfig(8 * planes, context=384, max_sequences=2, chunk=384)
     first = 3 if kind == "emulated" else 250
     parts = [[(0, first), (0, 12)], *([(first + i, 1)] for i in range(steps)), [(0, 1)], [(1, 1)]]
@@ -107,3 +119,12 @@ def test_a_dense_feed_forward():
     dense = replace(CONFIG, architecture="qwen35", n_experts=0, n_experts_used=0, shared_ffn=0)
     names = agree(made(dense), "cuda", steps=10)
     assert names.count("decode_delta") == names.count("decode_attention") == 1
+
+
+@pytest.mark.parametrize(("gate", "fused"), [("F32", True), ("F16", False), ("Q8_0", False)])
+def test_a_shared_expert_s_gate_may_have_any_format(gate, fused):
+    """The sum of a pass takes it if it is of floats, and is apart from it else."""
+    formats, seen = {"attn_qkv": "Q6_K", "ffn_gate_inp_shexp": gate}, []
+    agree(made(formats=formats), "emulated", seen=seen)
+    assert any(name == "norm_quantise" and "SHARED" in defines for name, defines in seen) is fused
+    assert any(name == "gated_add" for name, _ in seen) is not fused

@@ -163,8 +163,8 @@ def test_verify_looks_at_what_runs(fused):
         assert found.a.backend == ("cuda" if fused else "cuda:unfused")
         names = {s.stage for s in found.stages}
         assert names == ALWAYS if fused else names > ALWAYS
-        norm = x.backend._programs.resident.vectors["blk.2.ffn_norm.weight"]
-        at = x.backend._programs.resident.weights.address + norm
+        norm = x.backend._programs.resident.weights.vectors["blk.2.ffn_norm.weight"]
+        at = x.backend._programs.resident.weights.region.address + norm
         x.backend._gpu.upload(at, np.full(1, 3, np.float32))
         found = verify(x, ModelRun(y), ids)
         assert found.first.where == f"{'moe_router_logits' if fused else 'ffn_norm'} of layer 2"

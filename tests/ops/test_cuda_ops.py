@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from isobit import numerics
-from isobit.backends.cuda.device.layout import ACT_BYTES, Layout, repack
-from isobit.backends.cuda.device.load import DeviceWeight, Loader
+from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, Layout, repack
+from isobit.backends.cuda.device.load import DeviceWeight, matrix_parts
 from isobit.backends.cuda.device.memory import Region
 from isobit.backends.cuda.ops.matmul import LaunchShape, prefers_tensor_cores
 from isobit.backends.cuda.ops.top_k import ordering_bytes
@@ -72,8 +72,7 @@ def load(gpu, weight):
     region = Region()
     stored = DeviceWeight.of(weight, region)
     region.address = gpu.allocate(region.nbytes)
-    with Loader(gpu) as loader:
-        loader.matrix(weight, stored)
+    gpu.bring([*matrix_parts(weight, stored)])()
     return stored
 
 
@@ -174,6 +173,35 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
         shared=LaunchShape(1, warps, 1, columns).shared(stored, split=True),
     )
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
+
+
+@pytest.mark.parametrize(("n", "supers"), [(3, 2), (37, 3), (16, 1)])
+@pytest.mark.parametrize("names", [("Q4_K",), ("Q6_K", "Q4_K"), ("Q4_K", "Q6_K")])
+def test_part_matmul(gpu, rng, names, supers, n):
+    """Products in parts, of one superblock each, added up in order."""
+    fmts = [next(f for f in FORMATS.values() if f.name == name) for name in names]
+    rows = [16 * int(rng.integers(1, 12)) for _ in names]
+    weights = [random_weight(rng, f, r, 256 * supers) for f, r in zip(fmts, rows, strict=True)]
+    x, stored, b = activations(rng, n, 256 * supers), [load(gpu, w) for w in weights], Buffers(gpu)
+    _, acts = quantised(gpu, Alone(gpu, 2), x)
+    parts, warps, slices = b.new(4 * supers * n * sum(rows)), 2, int(rng.integers(1, 4))
+    rounds = -(-sum(rows) // 16 // (slices * warps)) + 1
+    more = [(stored[1].address, rows[1] // 16)] if len(names) > 1 else [(0, 0)]
+    defines = {"WEIGHT": f"Tiled{names[0]}", "BLOCK": str(32 * warps)}
+    defines |= {"AHEAD": "3"} | ({"MORE": f"Tiled{names[1]}"} if names[1:] else {})
+    Alone(gpu, 2).launch(
+        "ops/part_matmul",
+        (slices * supers,),
+        (stored[0].address, more[0][0], rows[0] // 16, more[0][1], supers, slices, acts, n)
+        + (parts, sum(rows), stored[0].address, stored[0].address)
+        + (fmts[0].nbytes(8 * 256 * supers), rows[0] // 8),
+        defines | {"ROUNDS": str(rounds)},
+        shared=n * COLUMN_ACT_BYTES + warps * rounds * 16 * max(f.block_bytes for f in fmts),
+    )
+    y = np.zeros((n, sum(rows)), F32)
+    for part in b.get(parts, (supers, n, sum(rows))):
+        y += part
+    same(y, np.concatenate([numerics.matmul(w, x, 2) for w in weights], axis=1))
 
 
 @pytest.mark.parametrize(("warps", "columns", "n", "supers"), BATCHES)

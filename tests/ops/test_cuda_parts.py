@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from isobit.backends.cuda.steps.programs import CaptureSizes
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.checkpoint import open_model
+from isobit.model.parallel.split import split as cut
 from isobit.model.weights import Weights
 from tests.helpers.passes import same_results
 from tests.helpers.synth import Geometry, write_model
@@ -214,6 +216,55 @@ def test_whole_experts(
     assert all(np.array_equal(v, expected[key]) for key, v in got.items())
     split.close()
     whole.close()
+
+
+class Noting(EmulatedGpu):
+    """Runs nothing; notes what would be launched on a large device."""
+
+    multiprocessors = 132
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[tuple[str, list[int]]] = []
+
+    def launch(self, _: str, kernel: str, __: object, arguments: list[int], **___: object) -> None:
+        self.launched.append((kernel, [*arguments]))
+
+    def left_out(self, parts: int) -> set[tuple[int, int]]:
+        """The exchanges of a pass that no kernel of it names. A kernel has them behind their table,
+        the one that begins a pass says how many there are."""
+        out = set()
+        for count, sites in (of for kernel, of in self.launched if kernel == "exchanges"):
+            table = count - 8 * (parts + 3)
+            named = {s for _, of in self.launched if table in of for s in of[of.index(table) + 1 :]}
+            out |= {(table, site) for site in range(sites) if site not in named}
+        return out
+
+
+@pytest.mark.parametrize("shares", [(), (1, 3)])
+def test_no_pass_leaves_out_an_exchange(
+    shares: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its size: steps, padded batches and prompts."""
+    monkeypatch.setattr(CudaBackend, "sizes", CaptureSizes())
+    geometry = Geometry(hidden=512, heads=16, kv_heads=4, head_dim=128, ffn=512)
+    w = Weights.from_file(open_model(write_model(tmp_path / "m.gguf", geometry)))
+    part = Weights(w.config, cut(w.graph, 0, 2, expert_shares=shares).graph)
+    gpu = Noting()
+    engine = EngineConfig(context=512, max_sequences=512, pages=8, chunk=512)
+    backend, seen = CudaBackend(part, engine, gpu), 0
+    at, pages = np.arange(512, dtype=np.int32), np.arange(8, dtype=np.int32)[None]
+    tokens = at % w.config.vocab
+    prompts = [Batch(tokens[:n], at[:n], 0 * at[:n], pages, at[n - 1 : n]) for n in (260, 512)]
+    passes = [partial(backend.forward, b) for b in prompts]
+    captures = backend._programs.captures()
+    for run in (*passes, *(graphs.queue(key) for graphs in captures for key in graphs.keys)):
+        gpu.launched = []
+        run()
+        assert not gpu.left_out(2)
+        seen += any(kernel == "exchanges" for kernel, _ in gpu.launched)
+    assert seen > 30
+    backend.close()
 
 
 @pytest.mark.parametrize(("at", "kernel"), [(0, "meet"), (4, "decode_down")])

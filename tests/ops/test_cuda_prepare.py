@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from isobit.backends.base import ARGMAX, LOGITS, Wanted
+from isobit.backends.cuda import backend as backend_module
 from isobit.backends.cuda.device import compile
 from isobit.config import EngineConfig
+from isobit.errors import BackendUnavailable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
@@ -91,3 +93,33 @@ def test_kernels_are_compiled_by_processes(tmp_path, monkeypatch):
     assert sorted(told) == [(1, 2), (2, 2)]
     assert len(list(tmp_path.rglob("*.cubin"))) == 2
     assert compile.compile_all(kernels, "sm_90", lambda *_: None) == 0
+
+
+@pytest.mark.parametrize(("free", "order"), [(1 << 40, "weights beside there"), (0, "beside")])
+def test_weights_are_on_their_way_before_anything_else(free, order, monkeypatch):
+    """If they have room; what has none is planned, and refused."""
+    seen = []
+
+    class Small(Listener):
+        def memory(self):
+            return free, 1 << 40
+
+        def bring(self, parts):
+            seen.append("weights")
+            wait = super().bring(parts)
+            return lambda: (seen.append("there"), wait())
+
+    programs = backend_module.Programs
+    monkeypatch.setattr(
+        backend_module, "Programs", lambda *a: seen.append("programs") or programs(*a)
+    )
+    with GGUFFile.open(sample_path()) as file:
+        weights = Weights.from_file(file)
+        how = {"gpu": Small(), "beside": lambda: seen.append("beside")}
+        if free:
+            sized()(weights, ENGINE, **how).close()
+        else:
+            with pytest.raises(BackendUnavailable, match="KV cache"):
+                sized()(weights, ENGINE, **how)
+    assert [each for each in seen if each != "programs"] == order.split()
+    assert seen.index("programs") == order.split().index("beside") + 1

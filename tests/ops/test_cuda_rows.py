@@ -7,6 +7,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.fusions import step_attention
+from isobit.backends.cuda.ops import matmul
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -27,7 +28,7 @@ def launched(backend):
 
 def guess_with_the_next_layer(backend):
     """Let each layer guess its experts with another one's router: mostly wrong ones."""
-    matrices = backend._programs.resident.matrices
+    matrices = backend._programs.resident.weights.matrices
     own = [matrices[f"blk.{i}.ffn_gate_inp.weight"].address for i in range(2)]
     other, launch = dict(zip(own, own[1:] + own[:1], strict=True)), backend._gpu.launch
 
@@ -239,5 +240,36 @@ def test_rows_on_a_gpu(tmp_path, rows, planes):
         ends = np.array(texts.ends, np.int32) - 1
         expected = theirs.greedy(batch.tokens, ends, pages, 40)
         assert np.array_equal(ours.greedy(batch.tokens, ends, pages, 40), expected)
+        ours.close()
+        theirs.close()
+
+
+@pytest.mark.parametrize(("most", "shape"), [(64, (2, 10)), (7, (1, 3))])
+def test_products_in_parts(tmp_path, monkeypatch, most, shape):
+    """Steps of several sequences leave products in parts, which the kernels behind add up; larger
+    ones do not. Stages are read as a whole."""
+    print("seed", SEED)
+    monkeypatch.setattr(matmul, "_PART_TOKENS", most)
+    monkeypatch.setattr(matmul, "_PART_SHAPES", (shape,))
+    geometry = Geometry(layers=2, hidden=768, heads=8, head_dim=64)
+    path = write_model(tmp_path / "m.gguf", geometry, seed=SEED)
+    rng, n = np.random.default_rng(SEED), 19
+    engine = EngineConfig(context=128, max_sequences=n, chunk=64)
+    pages = rng.permutation(2 * n).astype(np.int32).reshape(n, 2)
+    gpu = open_gpu("emulated")
+    gpu.multiprocessors = 6
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        ours, theirs = sized(padded=(3, 7, n))(weights, engine, gpu), CpuBackend(weights, engine)
+        texts = Texts(rng, weights.config.vocab, pages, ours, theirs)
+        names = launched(ours)
+        texts.go_on((1, 3), (2, 2))
+        assert names.count("part_matmul") == 2, "the attention output of each layer"
+        for sequences in (3, 7, n):
+            together = [(s, 1) for s in range(sequences)]
+            names.clear()
+            check(ours, theirs, texts.batch(together, every=True))
+            assert ("part_matmul" in names) == (sequences <= most), names
+            texts.go_on(*together)
         ours.close()
         theirs.close()

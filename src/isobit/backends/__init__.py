@@ -43,20 +43,28 @@ def warn(note: str) -> None:
         warnings.warn(note, stacklevel=2)
 
 
-def open_backend(name: str, weights: Weights, engine: EngineConfig, note: Note = warn) -> Backend:
+def open_backend(
+    name: str,
+    weights: Weights,
+    engine: EngineConfig,
+    note: Note = warn,
+    beside: Callable[[], None] = lambda: None,
+) -> Backend:
     """Make a model ready on a backend.
 
     ``auto`` tries CUDA, then wgpu on a GPU whose driver is exact, then the CPU. What a user should
     know goes to ``note`` as one line: what ``auto`` passed over and why, that the device is not
-    exact, that there is room for less than was asked, or what a GPU holds. Raises
-    BackendUnavailable with the reason when the named backend cannot run here.
+    exact, that there is room for less than was asked, or what a GPU holds. ``beside`` begins other
+    work for Python, and is called where that delays no device. Raises BackendUnavailable with the
+    reason when the named backend cannot run here.
     """
     if name == "auto" and engine.parts == 1 and not engine.stages:
-        return _fastest(weights, replace(engine, allow_inexact=False), note)
+        return _fastest(weights, replace(engine, allow_inexact=False), note, beside)
     if engine.parts > 1 or engine.stages:
+        beside()
         backend = _spread(name, weights, engine)
     else:
-        backend = _named(name, weights, engine, note)
+        backend = _named(name, weights, engine, note, beside)
     if backend.settled is not None:
         note(SettledNote(backend.settled))
     if backend.inexact:
@@ -65,8 +73,18 @@ def open_backend(name: str, weights: Weights, engine: EngineConfig, note: Note =
     return backend
 
 
-def _named(name: str, weights: Weights, engine: EngineConfig, note: Note) -> Backend:
+def _named(
+    name: str, weights: Weights, engine: EngineConfig, note: Note, beside: Callable[[], None]
+) -> Backend:
     # Imported here so that a backend's libraries load only when it is used.
+    if name in ("cuda", *VARIANTS):
+        from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend  # noqa: PLC0415
+
+        kind = UnfusedCudaBackend if name in VARIANTS else CudaBackend
+        on_gpu = kind(weights, engine, beside=beside)
+        note(f"device memory: {on_gpu.plan}")
+        return on_gpu
+    beside()
     if name == "reference":
         from isobit.backends.reference import ReferenceBackend  # noqa: PLC0415
 
@@ -75,12 +93,6 @@ def _named(name: str, weights: Weights, engine: EngineConfig, note: Note) -> Bac
         from isobit.backends.cpu import CpuBackend  # noqa: PLC0415
 
         return CpuBackend(weights, engine)
-    if name in ("cuda", *VARIANTS):
-        from isobit.backends.cuda import CudaBackend, UnfusedCudaBackend  # noqa: PLC0415
-
-        on_gpu = (UnfusedCudaBackend if name in VARIANTS else CudaBackend)(weights, engine)
-        note(f"device memory: {on_gpu.plan}")
-        return on_gpu
     if name == "wgpu":
         from isobit.backends.wgpu import WgpuBackend  # noqa: PLC0415
 
@@ -102,17 +114,19 @@ def lacks(name: str, weights: Weights) -> str | None:
     return None
 
 
-def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
+def _fastest(
+    weights: Weights, engine: EngineConfig, note: Note, beside: Callable[[], None]
+) -> Backend:
     """The first of cuda, wgpu (on a GPU, not a software device) and cpu that runs here."""
     if not may_have_gpu():  # to ask their libraries would take longer than a short run
         note(NoGpuNote("backend auto: using cpu (no GPU, nor a driver of one)"))
-        return open_backend("cpu", weights, engine, note)
+        return open_backend("cpu", weights, engine, note, beside)
     passed_over: list[str] = []
     for name in ("cuda", "wgpu"):
         usable, reason = _available(name)
         if usable:
             try:
-                backend = open_backend(name, weights, engine, note)
+                backend = open_backend(name, weights, engine, note, beside)
             except BackendUnavailable as error:
                 reason = str(error)
             else:
@@ -121,7 +135,7 @@ def _fastest(weights: Weights, engine: EngineConfig, note: Note) -> Backend:
                 return backend
         passed_over.append(reason)
     note(NoGpuNote(f"backend auto: using cpu ({'; '.join(passed_over)})"))
-    return open_backend("cpu", weights, engine, note)
+    return open_backend("cpu", weights, engine, note, beside)
 
 
 def _available(name: str) -> tuple[bool, str]:

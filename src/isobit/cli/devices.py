@@ -37,6 +37,9 @@ def main(args: argparse.Namespace) -> None:
     ]
     header = ["backend", "runs", "device, or why not", "memory"]
     print_table(header, rows, args.format, left=header[:3])
+    for b in found:
+        if b["runs"] and b["reason"]:
+            print(f"\n{b['backend']}: {b['reason']}")
     print(f"\n--backend auto takes {auto}")
 
 
@@ -57,7 +60,7 @@ def _cpu() -> dict[str, Any]:
 
     level = cpu.shown_level(cpu.simd_levels()[0])
     device = f"{processor()}, {level}, {EngineConfig().cores} cores"
-    return _backend("cpu", device, memory=total_memory())
+    return _backend("cpu", device, cpu.in_the_way(), total_memory())
 
 
 def _cuda() -> dict[str, Any]:

@@ -211,9 +211,9 @@ def match(
     what it takes. The same name stands for the same value; other names may do so, too. ``inner``:
     names of what no later operation reads.
     """
-    found: dict[str, Value] = {}
-    if len(ops) < len(pattern):
+    if len(ops) < len(pattern) or _line(pattern[0])[0] != ops[0].kind:  # nearly always
         return None
+    found: dict[str, Value] = {}
     for op, line in zip(ops, pattern, strict=False):
         kind, names = _line(line)
         if kind != op.kind:

@@ -52,7 +52,7 @@ class DirectPasses(LoadedModel):
     ) -> F32:
         """Append ids in chunks; the logits after the last, float32 [vocabulary].
 
-        ``progress(done, total)`` is told after each chunk how many tokens were run.
+        ``progress(done, total)`` is called after each chunk: how many tokens were run.
         """
         ids = token_ids("ids", ids)
         if not ids:

@@ -39,7 +39,7 @@ _MANY = 8
 """Generations in a pass from which on that is more than they would lose by waiting."""
 
 _IDLE = 0.05
-"""Seconds between two passes from which on a pass is not told to have taken them."""
+"""Seconds between two passes from which on they do not count as the later one's."""
 
 _log = logging.getLogger("isobit.engine")
 
@@ -66,7 +66,7 @@ class Engine(PassLock):
         """What runs in the next pass, whatever arrives meanwhile: a device may have begun."""
         self._since = 0.0
         """When the pass began, at the latest."""
-        self._told: set[Listener] = set()
+        self._notified: set[Listener] = set()
         """By the last pass, if it was of many."""
 
     @property
@@ -133,7 +133,7 @@ class Engine(PassLock):
             salt: pages are shared between generations of the same; None: with none.
             begun: tokens that were generated elsewhere, fewer than ``max_tokens``; this goes on
                 from there, and gives none of them.
-            listen: is told when there is something new to take, or it has ended.
+            listen: is notified when there is something new to take, or it has ended.
 
         Raises UsageError for what the model cannot do, QueueFull if too many wait.
         """
@@ -217,7 +217,7 @@ class Engine(PassLock):
             thread.join()
 
     def close(self) -> None:
-        """Stop for good, after the pass that is running; who reads then is told why."""
+        """Stop for good, after the pass that is running; who reads then gets the reason."""
         with self.turn(), self._lock:
             self._closed = True
             self._end_all(self.model.closed_error())
@@ -231,9 +231,9 @@ class Engine(PassLock):
                     with self._lock:
                         self._changed.wait_for(lambda: self._of or self._thread is not me)
                 elif self.model.backend.on_host:
-                    for listener in self._told:
+                    for listener in self._notified:
                         listener.wait_taken(_LISTENER_SECONDS)
-            except Exception:  # those of the pass were told; the others go on
+            except Exception:  # those of the pass have it; the others go on
                 _log.exception("a pass failed")
 
     # Sequences that a caller runs, who has the turn
@@ -295,13 +295,13 @@ class Engine(PassLock):
                 self._following = []
                 self._failed(parts, error)
             if parts and isinstance(error, IsobitError):
-                return True  # whoever waits for one of these is told
+                return True  # whoever waits for one of these gets it
             raise
         finally:
             self._stepping = False
             for listener in listeners:
                 listener.notify()
-            self._told = listeners if len(parts) >= _MANY else set()
+            self._notified = listeners if len(parts) >= _MANY else set()
         return True
 
     def _run(self, parts: Sequence[Part]) -> tuple[list[PassOutcome], Routes | None]:
@@ -335,7 +335,7 @@ class Engine(PassLock):
         begun: float,
         listeners: set[Listener],
     ) -> None:
-        """Tokens to their generations; adds whoever is to be told of it."""
+        """Tokens to their generations; adds the listeners to be notified."""
         now, start = time.perf_counter_ns(), 0
         spent = now * 1e-9 - begun
         prompt = attended = 0

@@ -211,8 +211,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         raise StopAsyncIteration
 
     def _next_there(self, listen: Listener) -> str | None:
-        """The next piece, if it is there without a pass; ``listen`` is told of what comes. Raises
-        QueueFull too."""
+        """The next piece, if it is there without a pass; ``listen`` is notified of what comes.
+        Raises QueueFull too."""
         while self.completion is None and (generation := self.begin(wait=False)) is not None:
             generation.listen = listen
             generation.notify()

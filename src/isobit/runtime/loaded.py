@@ -99,10 +99,13 @@ class LoadedModel:
             for file, data in self.file.mapped:
                 name_mapping(data, f"isobit: error: {str(file)!r}: {_GONE}")
             self._whole_at = time.monotonic()
-            self._begin()
+            self._tokenizer = _Beside(
+                lambda: Tokenizer.from_metadata(self.file.metadata, str(self.path))
+            )
             self._lock = threading.Lock()  # held while the backend works
             self._closed = False
-            self.backend: Backend = open_backend(backend, weights, engine, note or warn)
+            beside = self._tokenizer.begin
+            self.backend: Backend = open_backend(backend, weights, engine, note or warn, beside)
             self.context = self.backend.limits.positions
             memory = total_memory()
             if self.backend.on_host and self.file.file_size > memory:
@@ -114,11 +117,6 @@ class LoadedModel:
         except BaseException:
             self.file.close()
             raise
-
-    def _begin(self) -> None:
-        self._tokenizer = _begun(
-            lambda: Tokenizer.from_metadata(self.file.metadata, str(self.path))
-        )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -224,12 +222,26 @@ class LoadedModel:
         self.close()
 
 
-def _begun(work: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:
-    """Begin work in a thread of its own, if the system has one; gives what it gave or raised."""
-    builder = ThreadPoolExecutor(1)
-    try:
-        future = builder.submit(work)
-    except RuntimeError:  # no thread
-        return cache(work)
-    builder.shutdown(wait=False)
-    return future.result
+class _Beside:
+    """Work in a thread of its own, if the system has one; a call gives what it gave or raised."""
+
+    def __init__(self, work: Callable[[], Tokenizer]) -> None:
+        self._work, self._lock = work, threading.Lock()
+        self._found: Callable[[], Tokenizer] | None = None
+
+    def begin(self) -> None:
+        """Begin, unless it has."""
+        with self._lock:
+            if self._found is not None:
+                return
+            builder = ThreadPoolExecutor(1)
+            try:
+                self._found = builder.submit(self._work).result
+            except RuntimeError:  # no thread
+                self._found = cache(self._work)
+            builder.shutdown(wait=False)
+
+    def __call__(self) -> Tokenizer:
+        self.begin()
+        assert self._found is not None
+        return self._found()

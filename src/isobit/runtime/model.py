@@ -102,7 +102,7 @@ class Model(ScoringModel):
             stop: the text ends before any of these; one that is the text of a special token is
                 that token.
             watch: sees the passes and the choices, e.g. an ``isobit.Recorder``.
-            progress: ``progress(done, total)`` is told how many tokens of the prompt were run.
+            progress: ``progress(done, total)`` is called: how many tokens of the prompt were run.
 
         Raises:
             UsageError: the prompt is empty, longer than the context, or no text or token ids;

@@ -18,7 +18,7 @@ class PassLock(ABC):
         """Held by whoever reads or changes the books, for a moment. Who has the turn may read the
         requests that are in its pass without it: nobody else changes those."""
         self._changed = threading.Condition(self._lock)
-        """Told of what somebody may wait for."""
+        """Notified of what somebody may wait for."""
         self._busy = 0
         """The thread that has the turn, runs a pass; 0 if none does. One that finds itself here was
         interrupted (Ctrl-C) as it gave its turn back."""

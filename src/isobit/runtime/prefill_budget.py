@@ -1,6 +1,6 @@
 """How many tokens of prompts may run beside generations, so that these wait little for them.
 
-Pure: it is told how long passes took. What runs together changes no bit, so that it may follow
+Pure: it is given how long passes took. What runs together changes no bit, so that it may follow
 from a clock.
 """
 

@@ -174,7 +174,7 @@ def _rows(rows: Sequence[int] | slice | None, n: int) -> list[int]:
 
 
 def is_batch(prompt: object) -> TypeGuard[Sequence[str | Sequence[int]]]:
-    """Whether it is a list of prompts, told by its first."""
+    """Whether it is a list of prompts, as its first says."""
     if isinstance(prompt, (str, bytes, bytearray, memoryview)):
         return False
     if isinstance(prompt, np.ndarray):

@@ -63,7 +63,7 @@ class Listener(Protocol):
         """Something is new: of one generation or of several, this is called once. Does not wait."""
 
     def wait_taken(self, seconds: float) -> None:
-        """Return when what was told of is taken, or after so long."""
+        """Return when what was notified of is taken, or after so long."""
 
 
 class Generation(Iterator[Token]):
@@ -94,11 +94,11 @@ class Generation(Iterator[Token]):
         self.prefill_seconds = self.decode_seconds = 0.0
         """Wall time of the passes that it was in, up to the first token and after it."""
         self.listen = listen
-        """Told when there is something new to take, or it has ended."""
+        """Notified when there is something new to take, or it has ended."""
         self.progress: Callable[[int, int], None] | None = None
-        """``progress(done, total)`` is told by who reads it how many of the prompt's tokens ran."""
-        self._told = 0
-        """So many it was told of."""
+        """``progress(done, total)`` is called by who reads: how many of the prompt's tokens ran."""
+        self._reported = 0
+        """So many it was called with."""
         self.ends = ends
         self.logprobs = logprobs
         self.watch = watch
@@ -113,7 +113,7 @@ class Generation(Iterator[Token]):
         self.cancelled = False
         """Whether it is to end after the pass that it is in."""
         self.only_argmax = sampler.sampling.argmax_only
-        """Whether its tokens can be told without the logits."""
+        """Whether its tokens can be given without the logits."""
         self._engine = engine
         self._given: deque[Token] = deque()
 
@@ -139,14 +139,14 @@ class Generation(Iterator[Token]):
         """Tell ``progress``, if more has run."""
         if self._has_more_run():
             total = len(self.request.prompt)
-            self._told = min(self.request.computed, total)
+            self._reported = min(self.request.computed, total)
             assert self.progress is not None
-            self.progress(self._told, total)
+            self.progress(self._reported, total)
 
     def _has_more_run(self) -> bool:
         if self.progress is None:
             return False
-        return self._told < min(self.request.computed, len(self.request.prompt))
+        return self._reported < min(self.request.computed, len(self.request.prompt))
 
     @property
     def ready(self) -> bool:

@@ -68,7 +68,7 @@ class LoopWaker:
         self._said.set()
 
     def wait_taken(self, seconds: float) -> None:
-        """From a thread that told: until those who waited went on and wait again, or so long."""
+        """From the thread that notified: until those who waited wait again, or so long."""
         self._said.wait(seconds)
 
     def _look(self) -> None:

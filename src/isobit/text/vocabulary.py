@@ -284,7 +284,7 @@ class _Fields:
         if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
             self.refuse(key, "an array of strings", shown(value))
         strings = list(value)
-        if any(type(string) is not str for string in strings):
+        if set(map(type, strings)) - {str}:
             self.refuse(key, "an array of strings", "something else in it")
         return strings
 
@@ -319,9 +319,10 @@ class _Fields:
     def merges(self, key: str) -> list[tuple[str, str]]:
         # A pair that stands twice keeps its first rank, as in llama.cpp.
         merges = dict.fromkeys(self.strings(key))
-        for merge in merges:
-            if merge.count(" ") != 1:  # before any is split: one can have millions of spaces
-                self.refuse(key, "two pieces with one space between", shown(merge))
+        # Counted before any is split: one can have millions of spaces.
+        if set(map(str.count, merges, repeat(" "))) - {1}:
+            odd = next(merge for merge in merges if merge.count(" ") != 1)
+            self.refuse(key, "two pieces with one space between", shown(odd))
         return [(first, second) for first, second in map(str.split, merges, repeat(" "))]
 
 

@@ -16,12 +16,22 @@ except ImportError as error:
 if TYPE_CHECKING:
     from isobit.backends.cpu.backend import CpuBackend
 
-__all__ = ["CpuBackend", "shown_level", "simd_levels"]
+__all__ = ["CpuBackend", "in_the_way", "shown_level", "simd_levels"]
 
 
 def shown_level(level: str) -> str:
-    """A level's name, and what stands in the way of a better one."""
-    return f"{level} (the system refuses AMX)" if _cpu.refused_unit() else level
+    """A level's name, and whether something stands in the way of a better one."""
+    return f"{level} (AMX refused: see isobit devices)" if _cpu.refused_unit() else level
+
+
+def in_the_way() -> str:
+    """What does, and what to do about it; "" if nothing does."""
+    if not _cpu.refused_unit():
+        return ""
+    return (
+        "the processor has AMX, which reads prompts faster, but the system refuses it: expected "
+        "Linux 5.16 or newer, and a container or sandbox that lets arch_prctl through (seccomp)"
+    )
 
 
 def __getattr__(name: str) -> Any:

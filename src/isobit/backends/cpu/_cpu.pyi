@@ -36,17 +36,28 @@ def forget_mapping(data: NDArray[np.uint8], /) -> None:
 def exit_on_bus_error() -> None:
     """For a process of our own: say that line and end with the exit code of a refused model."""
 
-class Copier:
-    """Copies by so many threads, without Python's lock (copier.cpp)."""
+class Loading:
+    """Parts of a file on their way into a GPU's memory, without Python's lock (loading.cpp)."""
 
-    def __init__(self, threads: int, /) -> None: ...
-    def begin(self, to: NDArray[np.uint8], rows: NDArray[np.uint8], /) -> int:
-        """Copy rows, [R, n], that may lie apart, one behind the other to ``to``, [R * n]; both are
-        there until it is done. Returns the number to wait for."""
+    def __init__(
+        self,
+        driver: Sequence[int],
+        context: int,
+        stream: int,
+        repack: int,
+        threads: int,
+        staging: int,
+        parts: Sequence[tuple[NDArray[np.uint8], int, int, int]],
+        /,
+    ) -> None:
+        """The addresses of the driver's functions; parts: rows, their address on the device, and
+        the superblocks of a row and the bytes of one if they are repacked, else 0."""
 
-    def wait(self, number: int, /) -> None: ...
-    def close(self) -> None:
-        """What has not begun is not copied any more."""
+    def wait(self) -> int:
+        """0 once all is there, or the driver's first error."""
+
+    def stop(self) -> None:
+        """What has not begun is not brought any more."""
 
 class TeamSize:
     """How many threads to run with (threads.h); times in nanoseconds."""

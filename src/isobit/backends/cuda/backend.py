@@ -1,7 +1,7 @@
 """The CUDA backend: a model's weights on one GPU, batches in, logits and traced stages out."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -28,7 +28,9 @@ from isobit.backends.base.draws import Draws
 from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.base.row_results import RowRequest, RowResults
 from isobit.backends.cuda.device.gpu import CudaGpu
+from isobit.backends.cuda.device.memory import STAGING_BYTES
 from isobit.backends.cuda.device.protocol import Gpu
+from isobit.backends.cuda.resident import StoredWeights
 from isobit.backends.cuda.sampler import NO_DRAWS, RowDraws
 from isobit.backends.cuda.steps.captured import Captured, Step
 from isobit.backends.cuda.steps.passes import Take
@@ -52,26 +54,40 @@ class CudaBackend(Backend):
     """Whether launches do several operations together, and steps are captured."""
     sizes: ClassVar[CaptureSizes] = CaptureSizes()
 
-    def __init__(self, weights: Weights, engine: EngineConfig, gpu: Gpu | None = None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        engine: EngineConfig,
+        gpu: Gpu | None = None,
+        *,
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:
         """Plan the memory, refuse what does not fit, load the weights.
 
-        Raises BackendUnavailable with the reason. ``gpu`` is for tests.
+        ``beside``: called once the weights are on their way. Raises BackendUnavailable with the
+        reason. ``gpu`` is for tests.
         """
         self._gpu = gpu if gpu is not None else CudaGpu()
-        how = self._gpu, self.fused, self.sizes
         asked: list[Programs] = []
 
         def left(settings: EngineConfig) -> Headroom:
             asked[:] = [Programs(weights, settings, *how)]
-            return headroom(asked[0], Limits.of(weights, settings, keeps=True), self._gpu)
+            return headroom(asked[0], Limits.of(weights, settings, keeps=True), free)
 
         try:
+            self._gpu.activate()
+            free, total = self._gpu.memory()
+            stored = StoredWeights.of(weights.graph)
+            how = self._gpu, self.fused, self.sizes, stored
+            if stored.region.nbytes + STAGING_BYTES < free:  # they come while programs are made
+                stored.begin(self._gpu)
+            beside()
             super().__init__(weights, engine, left)
             if asked[0].context != self.engine.context:  # it was more than there is room for
                 asked = [Programs(weights, self.engine, *how)]
             (self._programs,) = asked
             self.plan = self._programs.plan(self.limits)
-            self.plan.check(*self._gpu.memory())
+            self.plan.check(free, total)
             self._programs.load(self.limits)
             self._run_ahead = RunAhead(self._gpu, self._programs.sampler, self._programs.lasting)
         except BaseException:

@@ -1,7 +1,7 @@
 """The graph of a model as launches, and where its stages can be read."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -69,7 +69,7 @@ class Program:
         """Lower one operation by itself."""
         if reason := _lacks(op):
             raise BackendUnavailable(reason)
-        _kind(op).lower(self.g, op)
+        _file_of(op.kind).lower(self.g, op)
 
     def _made(self) -> Sequence[Launch | TracePoint]:
         made, self.g.made = self.g.made, []
@@ -116,14 +116,15 @@ def lacks(weights: Weights) -> str | None:
     return next(filter(None, map(_lacks, weights.graph.required.ops)), None)
 
 
-def _kind(op: Op) -> Any:
-    """The file of an operation's kind; None where there is none."""
-    name = f"{ops_of_kinds.__name__}.{op.kind}"
+@cache
+def _file_of(kind: str) -> Any:
+    """The file of a kind of operation; None where there is none."""
+    name = f"{ops_of_kinds.__name__}.{kind}"
     return import_module(name) if find_spec(name) else None
 
 
 def _lacks(op: Op) -> str | None:
-    kind = _kind(op)
+    kind = _file_of(op.kind)
     reason = kind.supports(op) if kind else "no kernel"
     place = "" if op.layer is None else f" of layer {op.layer}"
     return reason and f"cuda: {op.kind}{place}: {reason}; another backend may run it"

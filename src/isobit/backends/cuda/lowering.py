@@ -5,6 +5,8 @@ address when the plan (programs.py) has found what all of them take. Launches ar
 pass; those of a step of decoding once, while they are captured.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,6 +60,20 @@ class Ahead:
     weights: tuple[DeviceWeight, ...] = ()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A product as part_matmul.cu leaves it: [part][token][row], to be added up in order."""
+
+    slot: Slot
+    parts: int
+    tokens: int
+    """Of a pass at most."""
+
+    def count(self, p: Pass) -> int:
+        """How many; 1 where it lies as a whole, in its own place."""
+        return self.parts if p.tokens <= self.tokens else 1
+
+
 class Lowering:
     """What has been lowered so far of one program of a model."""
 
@@ -99,6 +115,10 @@ class Lowering:
         """Of the last product of a matrix with all tokens."""
         self.sorted: set[Value] = set()
         """Chosen experts whose order a launch reads."""
+        self.added: set[Value] = set()
+        """Products that may lie in parts, as whoever reads them adds these up."""
+        self.parts: dict[Value, Parts] = {}
+        """Those that do, in small passes."""
         self.exchanges: dict[str, Inboxes] = {}
         """By the rows that gathered values have, or EXPERTS."""
         self._ops = graph.required.ops
@@ -446,7 +466,7 @@ class Lowering:
 
     def matrix(self, weight: Weight) -> DeviceWeight:
         """A matrix, or a stack of them."""
-        return self.resident.matrices[weight.name]
+        return self.resident.weights.matrices[weight.name]
 
     def vector(self, weight: Weight) -> Callable[[], int]:
         """A vector's address, once it is loaded."""

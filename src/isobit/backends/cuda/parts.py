@@ -237,7 +237,7 @@ class CudaPartsBackend(Backend):
 
 def _headroom(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Headroom:
     gpu.activate()
-    return headroom(Programs(weights, settings, gpu), Limits.of(weights, settings), gpu)
+    return headroom(Programs(weights, settings, gpu), Limits.of(weights, settings), gpu.memory()[0])
 
 
 def _opened(weights: Weights, engine: EngineConfig, gpu: Gpu) -> CudaBackend:

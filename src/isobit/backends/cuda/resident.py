@@ -4,12 +4,13 @@ All programs of a model (graph.py) share it. It is made from the graph before me
 places become addresses when the backend has allocated the regions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from isobit.backends.base.rope_rows import ROPE_STEP
-from isobit.backends.cuda.device.load import DeviceWeight, Loader
+from isobit.backends.cuda.device.load import DeviceWeight, Part, matrix_parts, vector_parts
 from isobit.backends.cuda.device.memory import Region, aligned
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.model.graph import Graph, Op, Value, stateful
@@ -89,27 +90,69 @@ class DeviceRopeTable:
 
 
 @dataclass(eq=False)
+class StoredWeights:
+    """A graph's weights: where they lie, and their way there."""
+
+    region: Region = field(default_factory=Region)
+    matrices: dict[str, DeviceWeight] = field(default_factory=dict)
+    vectors: dict[str, int] = field(default_factory=dict)
+    """Float32, at these places in the region."""
+    _tensors: dict[str, Weight] = field(default_factory=dict)
+    _arrived: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, graph: Graph) -> "StoredWeights":
+        """What a graph needs. Raises BackendUnavailable for a format without kernels."""
+        made = cls()
+        for op in graph.required.ops:
+            for w in op.weights:
+                made._place(op, w)
+        return made
+
+    def _place(self, op: Op, weight: Weight) -> None:
+        self._tensors.setdefault(weight.name, weight)
+        if isinstance(op.operation, Embedding | MatMul | ExpertMatMul):
+            if weight.name not in self.matrices:
+                self.matrices[weight.name] = DeviceWeight.of(weight, self.region)
+        elif weight.name not in self.vectors:
+            values = int(np.prod(weight.shape, dtype=np.int64))
+            self.vectors[weight.name] = self.region.take(4 * values)
+
+    def begin(self, gpu: Gpu) -> None:
+        """Take the memory, and begin to bring them there."""
+        self.region.address = gpu.allocate(self.region.nbytes)
+        parts: list[Part] = []
+        for name, weight in self._tensors.items():
+            if name in self.matrices:
+                parts += matrix_parts(weight, self.matrices[name])
+            if name in self.vectors:
+                parts += vector_parts(weight, self.region.address + self.vectors[name])
+        self._arrived = gpu.bring(parts)
+
+    def arrive(self, gpu: Gpu) -> None:
+        """Have them there."""
+        if self._arrived is None:
+            self.begin(gpu)
+        assert self._arrived is not None
+        self._arrived()
+
+
+@dataclass(eq=False)
 class Resident:
     """Everything of one graph that stays, by what names it there."""
 
     context: int
     """Positions of a sequence."""
-    weights: Region = field(default_factory=Region)
-    matrices: dict[str, DeviceWeight] = field(default_factory=dict)
-    vectors: dict[str, int] = field(default_factory=dict)
-    """Float32, at these places in ``weights``."""
+    weights: StoredWeights
     caches: dict[Value, KvCache] = field(default_factory=dict)
     states: dict[Op, RecurrentState] = field(default_factory=dict)
     rope_tables: dict[RopeTable, DeviceRopeTable] = field(default_factory=dict)
-    _tensors: dict[str, Weight] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, context: int) -> "Resident":
-        """What a graph needs. Raises BackendUnavailable for a format without kernels."""
-        made = cls(context)
+    def of(cls, graph: Graph, context: int, weights: StoredWeights) -> "Resident":
+        """What a graph needs."""
+        made = cls(context, weights)
         for op in graph.required.ops:
-            for w in op.weights:
-                made._place(op, w)
             if isinstance(op.operation, Append):
                 made.caches |= dict.fromkeys(op.outputs, KvCache(*op.inputs[0].shape.row))
             if isinstance(op.operation, Rope):
@@ -120,18 +163,9 @@ class Resident:
                 made.states[op] = RecurrentState(shape.width)
         return made
 
-    def _place(self, op: Op, weight: Weight) -> None:
-        self._tensors.setdefault(weight.name, weight)
-        if isinstance(op.operation, Embedding | MatMul | ExpertMatMul):
-            if weight.name not in self.matrices:
-                self.matrices[weight.name] = DeviceWeight.of(weight, self.weights)
-        elif weight.name not in self.vectors:
-            values = int(np.prod(weight.shape, dtype=np.int64))
-            self.vectors[weight.name] = self.weights.take(4 * values)
-
     def vector(self, weight: Weight) -> int:
         """The address of a vector of the model."""
-        return self.weights.address + self.vectors[weight.name]
+        return self.weights.region.address + self.weights.vectors[weight.name]
 
     def cache_bytes(self, pages: int) -> int:
         """Of all KV caches, with so many pages."""
@@ -151,15 +185,8 @@ class Resident:
         """Of all RoPE tables."""
         return sum(2 * t.part for t in self.rope_tables.values())
 
-    def load(self, gpu: Gpu, pages: int, sequences: int) -> None:
-        """Take the memory, and bring the weights there."""
-        self.weights.address = gpu.allocate(self.weights.nbytes)
-        with Loader(gpu) as loader:
-            for name, weight in self._tensors.items():
-                if name in self.matrices:
-                    loader.matrix(weight, self.matrices[name])
-                if name in self.vectors:
-                    loader.vector(weight, self.weights.address + self.vectors[name])
+    def allocate(self, gpu: Gpu, pages: int, sequences: int) -> None:
+        """Take the other memory."""
         at = gpu.allocate(self.cache_bytes(pages))
         for cache in dict.fromkeys(self.caches.values()):
             cache.address, cache.pages = at, pages

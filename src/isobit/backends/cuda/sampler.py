@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 64
 _SCRATCH = 5 * 1024 * _SUMS + 5 * 32 + 32  # bytes of Scratch of draw.cu
 
 _EDITS = 1 << 15
-"""Logits that change, told together: 512 KiB. More come after each other."""
+"""Logits that change, copied together: 512 KiB. More come after each other."""
 _STAGED = 3
 """Copies that a group of rows is told by, of masks and edits: so many places in the host's memory
 hold them until the device has read them. More wait for it."""

@@ -35,7 +35,7 @@ NB_MODULE(_cpu, m) {
         .def(nb::init<Input_<uint8_t, 1>, int, int, int, int, size_t>());
     bind_batch(m);
     bind_bus(m);
-    bind_copier(m);
+    bind_loading(m);
     bind_engine(m);
     bind_sampler(m);
 }

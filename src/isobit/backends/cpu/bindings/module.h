@@ -44,6 +44,6 @@ struct PyMatrix {
 
 void bind_batch(nb::module_& m);
 void bind_bus(nb::module_& m);
-void bind_copier(nb::module_& m);
+void bind_loading(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_sampler(nb::module_& m);

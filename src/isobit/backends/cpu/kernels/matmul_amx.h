@@ -99,28 +99,18 @@ struct Summed {
     I sums[2 * P][TILE_ROWS];
 };
 
-// y += d_x * (d * T - dmin * M).
+template <int group>
+FN I dot_mins(const Digits& w, const Activations& x, int plane) {
+    return dot_pairs<group>(x, plane, [&](int i) __attribute__((always_inline)) { return w.mins[i]; });
+}
+
+// The digits' sums as one, to y.
 template <class Format, int P>
 FN void finish(const Summed<P>& s, int t) {
-    const Digits& w = *s.w;
-    const Activations& x = s.x[(size_t)t * s.stride];
     I whole[P];
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) whole[p] = s.sums[2 * p][t] + (s.sums[2 * p + 1][t] << digit_bits<Format>);
-    F u = w.d * combine_planes<P>(whole);
-    if constexpr (Format::mins) {
-        I m = {};
-#pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) {
-            const int16_t* sums = Format::group == 16 ? x.sum16[p] : x.sum32[p];
-            if (p) m <<= 8;
-#pragma GCC unroll 8
-            for (int i = 0; i < 128 / Format::group; ++i)
-                m = add_pairs(m, w.mins[i], broadcast(sums + 2 * i));
-        }
-        u = u - w.dmin * to_float(m);
-    }
-    s.y[t] = s.y[t] + x.d * u;
+    add_sums<Format, P>(*s.w, whole, s.x[(size_t)t * s.stride], s.y[t]);
 }
 
 // A quarter of the values: to the sums of the weights' low and high digits, for each plane of tokens.

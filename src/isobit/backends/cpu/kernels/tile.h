@@ -28,20 +28,29 @@ FN U sub_scale(const Scales& w, int g) {
                                  : scale_at(w.scales[g / 4], g % 4);
 }
 
-// Sub-scales or mins times the sums of each group's activations in one plane.
-template <int group, bool is_signed>
-FN I dot_sums(const U* bytes, const Activations& x, int plane) {
-    constexpr int n = 128 / group;
+// Words times the sums of each group's activations in one plane; pair(i): those of the pair i of groups.
+template <int group, class Pair>
+FN I dot_pairs(const Activations& x, int plane, Pair&& pair) {
     const int16_t* sums = group == 16 ? x.sum16[plane] : x.sum32[plane];
     I sum = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) {
-        const int b = i % 2 * 2;
-        U pair = is_signed ? signed_byte_pairs(bytes[i / 2], b, b + 1)
-                           : byte_pairs(bytes[i / 2], b, b + 1);
-        sum = add_pairs(sum, pair, broadcast(sums + 2 * i));
-    }
+    for (int i = 0; i < 128 / group; ++i) sum = add_pairs(sum, pair(i), broadcast(sums + 2 * i));
     return sum;
+}
+
+// Sub-scales or mins, four groups in a lane.
+template <int group, bool is_signed>
+FN I dot_sums(const U* bytes, const Activations& x, int plane) {
+    return dot_pairs<group>(x, plane, [=](int i) __attribute__((always_inline)) {
+        const int b = i % 2 * 2;
+        return is_signed ? signed_byte_pairs(bytes[i / 2], b, b + 1)
+                         : byte_pairs(bytes[i / 2], b, b + 1);
+    });
+}
+
+template <int group>
+FN I dot_mins(const Scales& w, const Activations& x, int plane) {
+    return dot_sums<group, false>(w.mins, x, plane);
 }
 
 // Codes for which dot() would not be exact over two steps have parts of another type.
@@ -77,12 +86,12 @@ template <class Format>
 using ShapeOf = Shape<Format::block, Format::group, part_steps<Format>(), wide<Format>, Format::mins>;
 
 // y += d_x * (d * T - dmin * M), of one superblock's sums over scaled values.
-template <class S, int P>
-FN void add_sums(const Scales& w, const I* sums, const Activations& x, F& y) {
+template <class S, int P, class W>
+FN void add_sums(const W& w, const I* sums, const Activations& x, F& y) {
     F u = w.d * combine_planes<P>(sums);
     if constexpr (S::mins) {
-        I m = dot_sums<S::group, false>(w.mins, x, 0);
-        if constexpr (P == 2) m = (m << 8) + dot_sums<S::group, false>(w.mins, x, 1);
+        I m = dot_mins<S::group>(w, x, 0);
+        if constexpr (P == 2) m = (m << 8) + dot_mins<S::group>(w, x, 1);
         u = u - w.dmin * to_float(m);
     }
     y = y + x.d * u;

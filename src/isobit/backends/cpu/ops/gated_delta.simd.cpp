@@ -15,7 +15,8 @@ namespace isobit {
 // One token on DELTA_COLUMNS columns of one head's state [n][stride].
 template <Level>
 struct DeltaStep {
-    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float g, bool corrects, float* out);
+    static void run(float* state, int stride, int n, const float* q, const float* k, const float* v,
+                    float beta, float g, bool corrects, float* out);
 };
 
 #ifdef ISOBIT_LEVEL
@@ -41,7 +42,8 @@ FN F tree_of(int n, Row&& row) {
 }  // namespace ISOBIT_SIMD
 
 template <>
-void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k, const float* v, float beta, float g, bool corrects, float* out) {
+void DeltaStep<LEVEL>::run(float* state, int stride, int n, const float* q, const float* k,
+                           const float* v, float beta, float g, bool corrects, float* out) {
     using namespace ISOBIT_SIMD;
     const float keep = exp(g);
     for (int j = 0; j < DELTA_COLUMNS; j += LANES, state += LANES) {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.backends.cpu._cpu import Loading
 from isobit.backends.cuda.device.compile import (
     Kernel,
     Signature,
@@ -21,6 +22,7 @@ from isobit.backends.cuda.device.compile import (
     signatures,
 )
 from isobit.backends.cuda.device.launch import launch_config
+from isobit.backends.cuda.device.load import Part, begin
 from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.backends.cuda.device.protocol import Array, Gpu
 from isobit.errors import BackendUnavailable
@@ -119,6 +121,7 @@ class CudaGpu:
         self._page_locked: set[int] = set()
         self._pinned = PinnedBuffers(self._lock_pages, self._unlock_pages)
         self._graphs: list[Any] = []
+        self._loading: list[Loading] = []
         self._queues = True  # else a kernel is only loaded
         self._asked: set[Kernel] | None = None  # not even that: which are launched
         self._part = False  # of a model on several devices
@@ -214,6 +217,18 @@ class CudaGpu:
         self._check(
             self._driver.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, self._stream)
         )
+
+    def bring(self, parts: Sequence[Part]) -> Callable[[], None]:
+        """Begin to bring parts of tensors to their places, by threads without Python's lock."""
+        repack, _ = self._kernel("device/repack", "repack", {}, 0, False)
+        loading = begin(int(self._context), int(self._stream), int(repack), parts)
+        self._loading.append(loading)
+
+        def wait() -> None:
+            self._check((self._driver.CUresult(loading.wait()),))
+            self._loading.remove(loading)
+
+        return wait
 
     def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
         """Host memory that the device reads by itself; uint8 [nbytes]."""
@@ -377,6 +392,8 @@ class CudaGpu:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        for loading in self._loading:
+            loading.stop()
         self.activate()
         self._kernels.clear()
         with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed

@@ -1,26 +1,22 @@
-"""Weights onto the GPU: each tensor through staging buffers to its place and layout."""
+"""Weights onto the GPU: where each tensor lies there, and the parts in which it is brought."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import ctypes
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit import machine
-from isobit.backends.cpu._cpu import Copier
-from isobit.backends.cuda.device import memory
+from isobit.backends.cpu._cpu import Loading
 from isobit.backends.cuda.device.layout import TILE_ROWS, Layout
-from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.device.protocol import Gpu
+from isobit.backends.cuda.device.memory import SLOT_BYTES, STAGING_SLOTS, Region
 from isobit.errors import BackendUnavailable
 from isobit.numerics import Weight
 
 Bytes = NDArray[np.uint8]
-_MOST_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -71,111 +67,36 @@ def nbytes(weight: Weight) -> int:
     return weight.format.nbytes(prod(weight.shape))
 
 
-class _Slot:
-    """A staging buffer on the host, page-locked, and its twin on the device."""
+class Part(NamedTuple):
+    """Bytes of a tensor on their way to the device: at most a staging buffer's."""
 
-    def __init__(self, gpu: Gpu, nbytes: int) -> None:
-        self.host = gpu.page_locked(nbytes)
-        self.device = gpu.allocate(nbytes)
-        self.copied: Any = None  # the mark after the copy from host to device
+    rows: Bytes
+    """[R, n]; the rows may lie apart, and get there one behind the other."""
+    to: int
+    """Their address."""
+    supers: int = 0
+    """Superblocks of a row, if the bytes are repacked to tiles on the way."""
+    super_bytes: int = 0
 
 
-_Use = Callable[[_Slot, Bytes], None]
+def vector_parts(weight: Weight, address: int) -> Iterator[Part]:
+    """Of a vector, as float32."""
+    data = weight.float32().reshape(-1).view(np.uint8)
+    return (Part(rows, address + start) for start, rows in _pieces(data, SLOT_BYTES))
 
 
-class Loader:
-    """Brings tensors to their places.
-
-    Threads bring parts of the file, each into a staging buffer of its own; the device takes them in
-    order, while later ones are on their way. On leaving its context, all is queued.
-    """
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self._slots = [
-            _Slot(gpu, memory.STAGING_BYTES // memory.STAGING_SLOTS)
-            for _ in range(memory.STAGING_SLOTS)
-        ]
-        self._turn = 0
-        self._copier = Copier(min(machine.cores(), _MOST_THREADS))
-        self._coming: deque[tuple[_Slot, Bytes, Bytes, int, _Use]] = deque()
-        """Staging buffers, what is copied there, and which copy that is."""
-
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Queue what is still coming and free the staging buffers; after an error, only stop."""
-        try:
-            while self._coming and kind is None:
-                self._take_next()
-        finally:  # nobody writes to the buffers any more
-            self._copier.close()
-        if kind is not None:
-            return
-        for slot in self._slots:
-            if slot.copied is not None:
-                self._gpu.wait(slot.copied)
-            self._gpu.free(slot.device)
-            self._gpu.free_page_locked(slot.host)
-
-    def vector(self, weight: Weight, address: int) -> None:
-        """Load a vector as float32."""
-        self._copy(weight.float32().reshape(-1).view(np.uint8), address)
-
-    def matrix(self, weight: Weight, to: DeviceWeight) -> None:
-        """Load a matrix or a stack."""
-        if to.layout.kind == "tiled":
-            self._repack(weight, to.address)
-        else:
-            self._copy(weight.data, to.address)
-
-    def _copy(self, data: Bytes, address: int) -> None:
-        def upload(_: _Slot, host: Bytes, to: int) -> None:
-            self._gpu.upload(to, host)
-
-        for start, part in _pieces(data, self._slots[0].host.size):
-            self._bring(part, partial(upload, to=address + start))
-
-    def _repack(self, weight: Weight, address: int) -> None:
-        group = TILE_ROWS * weight.row_bytes
-        staging_bytes = self._slots[0].host.size
-        part = max(staging_bytes // group, 1) * group
-        if part > staging_bytes:
-            raise BackendUnavailable(
-                f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {staging_bytes}"
-            )
-        super_bytes = weight.format.nbytes(256)
-
-        def tile(slot: _Slot, host: Bytes, to: int) -> None:
-            tiles = host.size // (TILE_ROWS * super_bytes)
-            self._gpu.upload(slot.device, host)
-            self._gpu.launch(
-                "device/repack",
-                "repack",
-                (min(tiles, 1 << 16),),
-                (slot.device, tiles, weight.shape[-1] // 256, super_bytes, to),
-            )
-
-        for start, piece in _pieces(weight.data, part):
-            self._bring(piece, partial(tile, to=address + start))
-
-    def _bring(self, data: Bytes, use: _Use) -> None:
-        """Have a thread bring bytes of the file; ``use`` queues what the device does with them."""
-        if len(self._coming) == 3 * len(self._slots) // 4:  # the device works on the others
-            self._take_next()
-        slot = self._slots[self._turn]
-        self._turn = (self._turn + 1) % len(self._slots)
-        if slot.copied is not None:
-            self._gpu.wait(slot.copied)
-        host = slot.host[: data.size]
-        self._coming.append((slot, host, data, self._copier.begin(host, data), use))
-
-    def _take_next(self) -> None:
-        slot, host, _, brought, use = self._coming.popleft()
-        self._copier.wait(brought)
-        use(slot, host)
-        slot.copied = self._gpu.mark()
+def matrix_parts(weight: Weight, to: DeviceWeight) -> Iterator[Part]:
+    """Of a matrix or a stack."""
+    if to.layout.kind != "tiled":
+        return (Part(r, to.address + start) for start, r in _pieces(weight.data, SLOT_BYTES))
+    group = TILE_ROWS * weight.row_bytes
+    most = max(SLOT_BYTES // group, 1) * group
+    if most > SLOT_BYTES:
+        raise BackendUnavailable(
+            f"cuda: {weight.name}: 8 rows take {group} bytes, expected at most {SLOT_BYTES}"
+        )
+    tiles = weight.shape[-1] // 256, weight.format.nbytes(256)
+    return (Part(r, to.address + start, *tiles) for start, r in _pieces(weight.data, most))
 
 
 def _pieces(data: Bytes, most: int) -> Iterator[tuple[int, Bytes]]:
@@ -187,6 +108,21 @@ def _pieces(data: Bytes, most: int) -> Iterator[tuple[int, Bytes]]:
     for first in range(0, len(experts), together):
         for start in range(0, each, most):
             yield first * each + start, experts[first : first + together, start : start + most]
+
+
+_FUNCTIONS = (
+    *("cuCtxSetCurrent", "cuMemHostAlloc", "cuMemFreeHost", "cuMemAlloc_v2", "cuMemFree_v2"),
+    *("cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuEventDestroy_v2"),
+    *("cuMemcpyHtoDAsync_v2", "cuLaunchKernel"),
+)
+"""What threads ask of the driver, in the order of loading.cpp."""
+
+
+def begin(context: int, stream: int, repack: int, parts: Sequence[Part]) -> Loading:
+    """Begin to bring parts to their places; ``repack``: the kernel of repack.cu."""
+    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    functions = [ctypes.cast(driver[name], ctypes.c_void_p).value or 0 for name in _FUNCTIONS]
+    return Loading(functions, context, stream, repack, STAGING_SLOTS, SLOT_BYTES, parts)
 
 
 def fuse_adjacent(weights: Sequence[DeviceWeight]) -> list[DeviceWeight]:

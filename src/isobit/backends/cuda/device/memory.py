@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from isobit.errors import BackendUnavailable
 
 ALIGNMENT = 256
-STAGING_BYTES = 128 << 20
-"""Where tensors arrive before they are repacked, in parts."""
 STAGING_SLOTS = 16
-"""Parts on their way at once."""
+"""Parts of tensors on their way at once, each by a thread,"""
+SLOT_BYTES = 8 << 20
+"""of at most so many bytes."""
+STAGING_BYTES = STAGING_SLOTS * SLOT_BYTES
+"""Where they arrive before they are repacked."""
 _CONTEXT_BYTES = 500 << 20
 """What the driver and the compiled kernels take, about."""
 

@@ -2,10 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from isobit.backends.cuda.device.load import Part
 
 Array = NDArray[np.generic]
 
@@ -59,6 +62,10 @@ class Gpu(Protocol):
     def upload(self, address: int, values: Array) -> None:
         """Queue a copy to the device; ``values`` may be changed when this returns, unless they are
         page-locked: then once a later mark has passed."""
+
+    def bring(self, parts: "Sequence[Part]") -> Callable[[], None]:
+        """Begin to bring parts of tensors to their places, and go on. What is queued after the
+        return of what this returns finds them there."""
 
     def page_locked(self, nbytes: int) -> NDArray[np.uint8]:
         """Host memory that the device reads by itself; uint8 [nbytes]."""

@@ -64,6 +64,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
         if gather and not g.exchanges_within(gather):
             continue
         if g.dies(v["x"], taken):  # the sum takes its place
+            if pattern[0].startswith("z = add") and g.ends(v["y"], taken):
+                g.added.add(v["y"])
             return len(pattern), partial(_lower, g, taken[-1], gather, v)
     return None
 

@@ -17,7 +17,7 @@ from isobit.backends.cuda.fusions.head_vectors import (
 )
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops.attention import MMA_ROWS, Way, ways
-from isobit.backends.cuda.workspace import MIXED, NOT_EXCHANGED, Pass, Slot
+from isobit.backends.cuda.workspace import MIXED, NOT_EXCHANGED, STEPS, Pass, Slot
 from isobit.model.graph import Op, Value
 from isobit.numerics import KV_PAGE
 from isobit.numerics.ops import TOKENS, Attention
@@ -47,6 +47,8 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
         count, y = count + 1, whole
     if not takes(g, h) or not g.only_multiplied(y) or y.shape.width % 256:
         return None
+    if g.kind == STEPS and not gated and g.ends(v["qkv"], ops[:count]):
+        g.added.add(v["qkv"])
     return count, partial(_lower, g, h, v, y, gather)
 
 
@@ -88,9 +90,10 @@ def attend(
     results: TileResults,
     most: int,
     acts: int | None = None,
+    parts: int = 1,
 ) -> None:
     """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head. ``acts``: where
-    it leaves them merged and quantised, one block having them all."""
+    it leaves them merged and quantised, one block having them all. ``parts``: of qkv."""
     buffers = tile_buffers(h, g.gpu)
     at = p.inputs
     kin = {"KIN": g.rows} if g.rows > 1 else {}
@@ -99,7 +102,11 @@ def attend(
         (min(g.tiles, most), h.kv_heads, p.tokens),
         (qkv, h.q_norm(), h.k_norm(), h.eps, *h.rope.parts, at.positions, at.pages, h.scale)
         + (*h.cache.parts, g.tiles, at.of, *results.addresses, acts or 0),
-        h.defines | {"BUFFERS": buffers} | kin | merged(acts),
+        h.defines
+        | {"BUFFERS": buffers}
+        | kin
+        | merged(acts)
+        | ({"PARTS": parts} if parts > 1 else {}),
         shared=_shared(h, buffers, g.rows),
     )
 
@@ -179,6 +186,7 @@ def _lower(
     if g.kind == MIXED:
         head_vectors.lower(g, h, v)
     qkv, results, width = g.dense(v["qkv"]), TileResults(g, h), y.shape.width
+    in_parts = g.parts.get(v["qkv"])
     acts = g.acts_of(y, width)
     exchange = g.exchange_of(gather) if gather else NOT_EXCHANGED
     merge = {**defines(h), **exchange.defines} | ({"GATED": 1} if h.gated else {})
@@ -198,7 +206,9 @@ def _lower(
         if g.kind == MIXED:
             _attend_cached(g, h, p, of_q, results, most, whole, in_runs)
         else:
-            attend(g, h, p, qkv.address, results, most, whole)
+            parts = in_parts.count(p) if in_parts else 1
+            at = in_parts.slot if in_parts and parts > 1 else qkv
+            attend(g, h, p, at.address, results, most, whole, parts)
         if whole is not None and not in_runs:
             return
         only = in_runs if whole is not None else 0

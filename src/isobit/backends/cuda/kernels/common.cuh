@@ -13,8 +13,8 @@
 #else
 #define CLUSTERED
 #endif
-#ifdef BESIDE  // threads that a multiprocessor has registers for besides
-#define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads + BESIDE, 1)
+#ifdef BESIDE  // threads that each of AT_ONCE blocks leaves registers for besides
+#define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads + BESIDE, AT_ONCE)
 #elif defined AT_ONCE  // blocks that a multiprocessor has registers for
 #define KERNEL(threads) extern "C" __global__ void CLUSTERED __launch_bounds__(threads, AT_ONCE)
 #else
@@ -55,6 +55,8 @@ struct __align__(16) ActivationBlock {
     int unused_too[4];
 };
 static_assert(sizeof(ActivationBlock) == 720, "ActivationBlock is also known to layout.py");
+
+DEV float sigmoid(float x) { return div(1.0f, add(1.0f, isobit::exp(-x))); }
 
 DEV int lane_id() { return threadIdx.x % WARP; }
 DEV int warp_id() { return threadIdx.x / WARP; }

@@ -62,7 +62,6 @@ DEV float softplus(float x) {
     for (int k = 0; k < 7; k++) p = add(mul(p, z), odd[k]);
     return add(fmaxf(x, 0.0f), mul(add(h, h), p));
 }
-DEV float sigmoid(float x) { return div(1.0f, add(1.0f, isobit::exp(-x))); }
 // How much of a state a token keeps, as a logarithm; dt, a: of the head.
 DEV float log_decay(float x, float dt, float a) { return mul(softplus(add(x, dt)), a); }
 

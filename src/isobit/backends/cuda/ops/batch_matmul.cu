@@ -18,6 +18,9 @@
 #ifdef OWN_ORDER
 #include "own_order.cuh"
 #endif
+#ifdef AHEAD
+#include "ahead.cuh"
+#endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
 // Blocks of a cluster take row blocks as one block would, and each has its share of the activations sent to all.
 #if defined CLUSTER && defined BULK_COPIES
@@ -327,22 +330,6 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
         }
     }
 }
-
-#ifdef AHEAD
-// What a product of experts reads that comes soon, as long as the kernels before it read little: every AHEADth of the
-// row blocks of all of its matrices goes into the device's shared cache.
-struct Ahead {
-    const uint8 *first, *second;
-    uint32 nbytes, row_blocks;  // of a row block; of all matrices
-    DEV void bring() const {
-#pragma unroll 1
-        for (uint32 i = AHEAD * (blockIdx.x + gridDim.x * threadIdx.x); i < row_blocks; i += AHEAD * gridDim.x * BLOCK) {
-            prefetch_bulk(first + uint64(i) * nbytes, nbytes);
-            prefetch_bulk(second + uint64(i) * nbytes, nbytes);
-        }
-    }
-};
-#endif
 
 struct Product {
     const uint8 *first, *second;

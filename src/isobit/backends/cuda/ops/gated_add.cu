@@ -9,6 +9,6 @@ KERNEL(THREADS) gated_add(const float* x, int64 x_stride, int x_step, const floa
     if (i >= n) return;
     float a = View{x, x_stride, x_step, per_row}.vector(blockIdx.x)[i];
     float b = View{y, y_stride, y_step, per_row}.vector(blockIdx.x)[i];
-    float s = div(1.0f, add(1.0f, isobit::exp(-gate[int64(blockIdx.x) * gate_stride])));
+    float s = sigmoid(gate[int64(blockIdx.x) * gate_stride]);
     z[own_value(n)] = add(a, mul(s, b));
 }

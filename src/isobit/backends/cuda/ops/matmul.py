@@ -3,14 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, anything
+from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, Parts, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.top_k import SortedPairs, ordering_bytes
-from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass, Slot
+from isobit.backends.cuda.workspace import (
+    MIXED,
+    NOT_EXCHANGED,
+    STEPS,
+    BufferView,
+    Exchange,
+    Pass,
+    Slot,
+    Source,
+    TracePoint,
+)
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
 
@@ -37,6 +50,10 @@ _BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
 _AHEAD = 9
 """Of a layer's experts, each so many row blocks are fetched ahead by the dense product before."""
+_PART_TOKENS = 128
+"""Up to which steps leave products in parts."""
+_PART_SHAPES = (2, 10), (1, 20)
+"""Blocks of a multiprocessor, and their warps at most: the first that fits."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -46,6 +63,9 @@ def lower(g: Lowering, op: Op) -> None:
     weights, (y,) = [g.matrix(w) for w in op.weights], op.outputs
     if (exchange := g.shared(y)) is not NOT_EXCHANGED:
         _lower_shared(g, weights[0], op.inputs[0], y, exchange)
+        return
+    if y in g.added and (parts := _parts(g, weights, y)):
+        _lower_parts(g, weights, op.inputs[0], y, parts)
         return
     if all(launch_shape(g, w, GROUPS[0]) for w in weights):  # few pairs are streamed
         to, exchange = g.target(y)
@@ -69,6 +89,100 @@ def _lower_shared(g: Lowering, w: DeviceWeight, x: Value, y: Value, exchange: Ex
 
     g.emit(make)
     g.meet(exchange, y)
+
+
+def _parts(g: Lowering, weights: Sequence[DeviceWeight], y: Value) -> Parts | None:
+    """In which small passes leave a product, if they do."""
+    fused = fuse_adjacent(weights)
+    count = supers(weights[0].columns)
+    streamed = all(w.layout.fused and w.rows % (2 * TILE_ROWS) == 0 for w in fused)
+    if (
+        g.kind not in (STEPS, MIXED)
+        or not _PART_TOKENS
+        or count == 1
+        or len(fused) > 2
+        or not streamed
+    ):
+        return None
+    if count > g.gpu.multiprocessors or part_shape(g, fused, _PART_TOKENS) is None:
+        return None
+    slot = g.form(y, "parts", more=count * y.shape.width * _PART_TOKENS)
+    return Parts(slot, count, _PART_TOKENS)
+
+
+def part_shape(
+    g: Lowering, fused: Sequence[DeviceWeight], tokens: int
+) -> tuple[int, int, int, int, int] | None:
+    """How part_matmul.cu takes matrices: blocks of a multiprocessor, slices of the row blocks,
+    warps of a block, row blocks of each, and bytes of shared memory; None if it does not."""
+    row_blocks = sum(w.rows for w in fused) // (2 * TILE_ROWS)
+    slot = 2 * TILE_ROWS * max(w.layout.format.block_bytes for w in fused)
+    for blocks, most_warps in _PART_SHAPES:
+        slices = min(blocks * g.gpu.multiprocessors // supers(fused[0].columns), row_blocks)
+        each = -(-row_blocks // slices)
+        rounds = -(-each // most_warps)
+        warps = -(-each // rounds)
+        shared = tokens * COLUMN_ACT_BYTES + warps * rounds * slot
+        if shared <= (g.gpu.shared_most - _SPARE) // blocks - 1024:
+            return blocks, slices, warps, rounds, shared
+    return None
+
+
+def _lower_parts(
+    g: Lowering, weights: Sequence[DeviceWeight], x: Value, y: Value, parts: Parts
+) -> None:
+    """In parts in small passes, in large ones as a whole."""
+    to, width = BufferView(g.new(y), y.shape.width, y.shape.row[-1]), y.shape.width
+    whole, acts = multiply(g, weights, x, to), g.acts(x, weights[0].columns)
+    g.parts[y], ahead, (w, *more) = parts, g.ahead, fuse_adjacent(weights)
+
+    def make(p: Pass) -> None:
+        n = p.tokens
+        shape = part_shape(g, [w, *more], n)
+        if parts.count(p) == 1 or shape is None:
+            whole(p)
+            return
+        blocks, slices, warps, rounds, shared = shape
+        defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "ROUNDS": rounds}
+        defines |= {"BLOCK": 32 * warps, "AT_ONCE": blocks}
+        defines |= {"MORE": f"Tiled{more[0].layout.format.name}"} if more else {}
+        room = {1: (16, _BESIDE), 2: (8, 64)}.get(blocks, (0, 0))
+        defines |= {"BESIDE": room[1]} if warps <= room[0] else {}
+        brought = _bring(ahead, n)
+        defines |= {"AHEAD": _AHEAD} if brought[-1] else {}
+        second, more_rows = (more[0].address, more[0].rows) if more else (0, 0)
+        rows = w.rows // (2 * TILE_ROWS), more_rows // (2 * TILE_ROWS)
+        g.launch(
+            "ops/part_matmul",
+            (slices * parts.parts,),
+            (w.address, second, *rows, parts.parts, slices, acts.address, n)
+            + (parts.slot.address, width, *brought),
+            defines,
+            shared=shared,
+        )
+
+    def read(source: Source, p: Pass) -> NDArray[np.generic]:
+        rows, n = p.rows(y.shape), parts.count(p)
+        found = np.empty((n, rows, width), np.float32)
+        source.download(parts.slot.address if n > 1 else to.address, found)
+        total = found[0] if n == 1 else np.zeros_like(found[0])
+        for part in found if n > 1 else ():
+            total += part
+        whole: NDArray[np.generic] = total.reshape(rows, *y.shape.row)
+        return whole
+
+    g.emit(make)
+    if y.name is not None:
+        g.made.append(TracePoint(y, read))
+
+
+def _bring(ahead: Ahead, tokens: int) -> tuple[int, int, int, int]:
+    """Arguments of what brings experts' weights into the device's cache; 0s if nothing does."""
+    if not _AHEAD or not ahead.weights or not GROUPS[0] < tokens <= _FEW:
+        return 0, 0, 0, 0
+    gate, up = ahead.weights
+    each = gate.layout.format.nbytes(TILE_ROWS * gate.columns)
+    return gate.address, up.address, each, gate.matrices * gate.rows // TILE_ROWS
 
 
 class Product:
@@ -450,12 +564,8 @@ def stream(
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
     defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
-    ahead: tuple[int, ...] = (0, 0, 0, 0)
-    if dense and _AHEAD and product.ahead.weights and GROUPS[0] < p.tokens <= _FEW:
-        gate, its_up = product.ahead.weights
-        each = gate.layout.format.nbytes(TILE_ROWS * gate.columns)
-        defines |= {"AHEAD": _AHEAD}
-        ahead = gate.address, its_up.address, each, gate.matrices * gate.rows // TILE_ROWS
+    ahead = _bring(product.ahead, p.tokens) if dense else (0, 0, 0, 0)
+    defines |= {"AHEAD": _AHEAD} if ahead[-1] else {}
     second = up or more
     product.g.launch(
         "ops/batch_matmul",

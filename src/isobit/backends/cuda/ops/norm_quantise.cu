@@ -1,18 +1,23 @@
 // RMS norm (docs/numerics.md, section 5), also of a sum, with the quantisation of what it gives.
-// A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp holds eight values a lane, from
-// their load to the quantised block. A block of many superblocks has fewer warps, each of them for EACH.
-// ADDED: rows that are added to x, 0 or 1; or with WEIGHTED the rows of a weighted sum, with SHARED one more by the
-// sigmoid of a product, of what it was made of with weights. AT_ONCE (common.cuh) has the compiler spend registers on many reads at once. With BOUNDS this part has some columns of
-// what is added; all blocks run at once, and wait for the others' of the same row.
+// A row of WIDTH values, a multiple of 8, a block. Of a superblock a warp has eight values a lane in
+// registers, from their load to the quantised block. A block of many superblocks has fewer warps, each
+// of them for EACH. ADDED: rows that are added to x, 0 or 1; or more, the parts of a product
+// (part_matmul.cu); or with WEIGHTED the rows of a weighted sum, with SHARED one more by the sigmoid of
+// a product, of what it was made of with weights. AT_ONCE (common.cuh) has the compiler spend registers
+// on many reads at once. With BOUNDS this part has some columns of what is added; all blocks run at
+// once, and wait for the others' of the same row.
 #include "exchange.cuh"
 
 constexpr int SUPERS = (WIDTH + SUPER - 1) / SUPER;
+#ifndef READ_AT_ONCE
+#define READ_AT_ONCE 8
+#endif
 constexpr int WARPS = ROW_THREADS / WARP, EACH = (SUPERS + WARPS - 1) / WARPS;
 
-#ifdef WEIGHTED
-// ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns.
-DEV void weighted(const float* w, const float* y, int width, float (&sum)[8]) {
-    constexpr int AT_ONCE_ROWS = ADDED < 8 ? ADDED : 8;
+#if defined WEIGHTED || ADDED > 1
+// ((0 + w_1 * y_1) + w_2 * y_2) + … of eight columns of rows that lie so far apart; without w, of the rows alone.
+DEV void sum_rows(const float* w, const float* y, int64 step, float (&sum)[8]) {
+    constexpr int AT_ONCE_ROWS = ADDED < READ_AT_ONCE ? ADDED : READ_AT_ONCE;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum[i] = 0.0f;
 #pragma unroll
@@ -21,14 +26,14 @@ DEV void weighted(const float* w, const float* y, int width, float (&sum)[8]) {
 #pragma unroll
         for (int r = 0; r < AT_ONCE_ROWS; r++) {
             if (first + r >= ADDED) break;
-            by[r] = w[first + r];
-            load8(y + (first + r) * width, part[r]);
+            if (w) by[r] = w[first + r];
+            load8(y + (first + r) * step, part[r]);
         }
 #pragma unroll
         for (int r = 0; r < AT_ONCE_ROWS; r++)
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                if (first + r < ADDED) sum[i] = add(sum[i], mul(by[r], part[r][i]));
+                if (first + r < ADDED) sum[i] = add(sum[i], w ? mul(by[r], part[r][i]) : part[r][i]);
     }
 }
 #endif
@@ -37,7 +42,9 @@ DEV void weighted(const float* w, const float* y, int width, float (&sum)[8]) {
 // What is added to eight columns of a row; width: of what is here of it.
 DEV void load_added(const float* added, const float* weights, int64 row, int width, int column, float (&more)[8]) {
 #ifdef WEIGHTED
-    weighted(weights + row * ADDED, added + row * ADDED * width + column, width, more);
+    sum_rows(weights + row * ADDED, added + row * ADDED * width + column, width, more);
+#elif ADDED > 1  // by part, then by row, of which each has a block
+    sum_rows(nullptr, added + row * width + column, int64(gridDim.x) * width, more);
 #else
     load8(added + row * width + column, more);
 #endif
@@ -56,9 +63,10 @@ DEV void add_lanes(const float (&products)[SUPERS][SUPER], float* buffer) {
 }
 
 // x += what is added; y = norm of x, out = y quantised. Rows from `first` on.
-KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights, const float* shared,
-                                  const float* input, const float* gate, const float* norm, float eps, float* y, ActivationBlock* out, const uint64* exchanges, int site,
-                                  int first) {
+KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* weights,
+                                  const float* shared, const float* input, const float* gate,
+                                  const float* norm, float eps, float* y, ActivationBlock* out,
+                                  const uint64* exchanges, int site, int first) {
     __shared__ float squares[SUPERS][SUPER];
     __shared__ float buffer[SUPER];
     int own[EACH], column[EACH];  // superblocks, and of each the first of eight columns
@@ -91,7 +99,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
     add_lanes(squares, buffer);
     __syncthreads();
     float share = add(buffer_tree(buffer), 0.0f);
-    share = div(1.0f, add(1.0f, isobit::exp(-share)));
+    share = sigmoid(share);
     __syncthreads();
 #endif
 #if ADDED

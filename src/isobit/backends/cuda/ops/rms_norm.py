@@ -12,6 +12,9 @@ supports = anything
 
 _SUPERS = 47  # of a row that norm_quantise.cu has room for
 _WARPS = 16  # of a block at most
+_ADDING, _READ = 4, 4
+"""Where a product's parts are added up: blocks that a multiprocessor has registers for, beside
+those of the product; parts that are read at once."""
 _REGISTERS = 64 << 10  # of a multiprocessor; up to 128 a thread here
 
 
@@ -73,9 +76,19 @@ def norm(
     how |= {"SHARED": 1} if shared else {}
     to, acts = g.new(y), g.acts_of(y, n)
     at_once = g.gpu.multiprocessors * int(how["AT_ONCE"])
+    parts = g.parts.get(addend) if addend else None
 
     def make(p: Pass) -> None:
         rows = p.rows(y.shape)
+        if parts and (count := parts.count(p)) > 1:
+            g.launch(
+                "ops/norm_quantise",
+                (rows,),
+                (x.address, parts.slot.address, 0, 0, 0, 0, weight(), eps, to.address)
+                + (acts.address, 0, 0, 0),
+                {**how, "ADDED": count, "AT_ONCE": _ADDING, "READ_AT_ONCE": _READ},
+            )
+            return
         for first in range(0, rows, at_once if columns else rows):
             g.launch(
                 "ops/norm_quantise",

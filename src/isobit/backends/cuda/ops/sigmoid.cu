@@ -6,5 +6,5 @@ KERNEL(THREADS) sigmoid(const float* x, int64 stride, int step, int per_row, int
     int i = own_column();
     if (i >= n) return;
     float v = View{x, stride, step, per_row}.vector(blockIdx.x)[i];
-    y[own_value(n)] = div(1.0f, add(1.0f, isobit::exp(-v)));
+    y[own_value(n)] = sigmoid(v);
 }

@@ -132,7 +132,8 @@ KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int
 }
 
 // Pairs (token, rank) ordered by expert, OWN experts a block; every block counts all of them. Of a split model
-// a part has the experts from `before` on, which count from 0, and leaves out pairs of others. In that order: as no token has an expert twice, a pair's place is the number of lower tokens that have its
+// a part has the experts from `before` on, which count from 0, and leaves out pairs of others. In that
+// order: as no token has an expert twice, a pair's place is the number of lower tokens that have its
 // expert, and each of the block's experts has a bit for each token.
 constexpr int OWN = 8;
 struct Sorter {

@@ -21,6 +21,9 @@ from isobit.backends.cuda.workspace import Inputs, Pass, TracePoint
 from isobit.model.graph import Key
 from isobit.numerics import KV_PAGE
 
+_SEARCH, _SEARCH_LEAST, _SEARCH_MOST = 2, 3, 16
+"""Blocks of a multiprocessor that look for the most likely tokens; of a sequence, if not one."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -224,7 +227,7 @@ class OneSequence(Captured):
                 "sampling/next_token",
                 (1,),
                 (self._program.logits.address, self._program.vocabulary, self._zero.address)
-                + (step, step + 4, self._generated.address, step + 8, step + 16),
+                + (step, step + 4, self._generated.address, step + 8, step + 16, 0, 0),
             )
 
     def _set(self, tokens: I32, positions: I32, pages: I32, states: I32) -> None:
@@ -273,6 +276,8 @@ class ManySequences(Captured):
         self._generated = g.fixed("generated", most * (g.resident.context + 1))
         self._not_finite = g.fixed("not_finite", most)
         self._chunks = g.fixed("chunks", 4 * most)
+        self._found = g.fixed("found", 2 * max(most, _SEARCH * g.gpu.multiprocessors))
+        self._arrived = g.fixed("arrived", most, zero=True)
 
     @property
     def tokens(self) -> int:
@@ -341,10 +346,14 @@ class ManySequences(Captured):
         each = {name: slot.address for name, slot in self._each.items()}
         self._g.launch(
             "sampling/next_token",
-            (p.tokens,),
+            (
+                p.tokens,
+                min(_SEARCH_MOST, max(1, _SEARCH * self._g.gpu.multiprocessors // p.tokens)),
+            ),
             (self._program.logits.address, self._program.vocabulary, each["first"])
             + (each["tokens"], each["positions"], self._generated.address)
-            + (self._not_finite.address, p.inputs.number),
+            + (self._not_finite.address, p.inputs.number)
+            + (self._found.address, self._arrived.address),
         )
 
 

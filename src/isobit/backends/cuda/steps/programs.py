@@ -14,7 +14,7 @@ from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.graph import Program
 from isobit.backends.cuda.lowering import Lowering
-from isobit.backends.cuda.resident import Resident
+from isobit.backends.cuda.resident import Resident, StoredWeights
 from isobit.backends.cuda.sampler import DeviceSampler
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, padded
 from isobit.backends.cuda.steps.graph_cache import MAX_GRAPHS, Captures
@@ -56,13 +56,15 @@ class Programs:
         gpu: Gpu,
         fused: bool = True,
         sizes: CaptureSizes = CaptureSizes(),
+        stored: StoredWeights | None = None,
     ) -> None:
-        """Raises BackendUnavailable for a format or an operation without a kernel."""
+        """``stored``: the weights, if they are on their way. Raises BackendUnavailable for a format
+        or an operation without a kernel."""
         graph = weights.graph
         self._gpu, self._states = gpu, graph.recurrent
         assert engine.context is not None
         self.context = engine.context
-        self.resident = Resident.of(graph, engine.context)
+        self.resident = Resident.of(graph, engine.context, stored or StoredWeights.of(graph))
 
         def program(kind: str, rows: int = 1) -> Program:
             at = graph, self.resident, gpu, engine.planes, kind
@@ -119,7 +121,7 @@ class Programs:
         graphs |= {PASS: MAX_GRAPHS, ROWS: 2, MIXED: 2 * len(self.mixed.sizes) if self.mixed else 0}
         own = sum(made.g.nbytes(_rows(made.g, n), own=True) for made, n in self._programs)
         return Plan(
-            weights=self.resident.weights.nbytes,
+            weights=self.resident.weights.region.nbytes,
             cache=self.resident.cache_bytes(limits.pages),
             states=self.resident.state_bytes(limits.states),
             rope=self.resident.rope_bytes(),
@@ -185,8 +187,8 @@ class Programs:
         return found + ([self.mixed.bodies, self.mixed.rows] if self.mixed else [])
 
     def load(self, limits: Limits) -> None:
-        """Take the memory, bring the weights there."""
-        self.resident.load(self._gpu, limits.pages, limits.states)
+        """Take the memory, and have the weights there."""
+        self.resident.allocate(self._gpu, limits.pages, limits.states)
         shared = self._gpu.allocate(self._shared)
         for made, n in self._programs:
             made.g.allocate(_rows(made.g, n), shared)
@@ -194,6 +196,7 @@ class Programs:
         for steps in (self.many, *self.rows.values()):
             if steps is not None:
                 steps.start()
+        self.resident.weights.arrive(self._gpu)
 
 
 def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
@@ -202,10 +205,10 @@ def planned(weights: Weights, engine: EngineConfig, gpu: Gpu) -> Plan:
     return Programs(weights, engine, gpu).plan(Limits.of(weights, engine, keeps=True))
 
 
-def headroom(programs: Programs, limits: Limits, gpu: Gpu) -> Headroom:
-    """What a device's free memory leaves to the KV cache."""
+def headroom(programs: Programs, limits: Limits, free: int) -> Headroom:
+    """What so much free memory of a device leaves to the KV cache."""
     plan = programs.plan(limits)
-    return Headroom(plan.left(gpu.memory()[0]), -(-plan.cache // limits.pages))
+    return Headroom(plan.left(free), -(-plan.cache // limits.pages))
 
 
 def _most_rows(gpu: Gpu, graph: Graph, tiles: int) -> int:

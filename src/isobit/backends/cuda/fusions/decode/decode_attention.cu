@@ -13,6 +13,9 @@
 #ifndef Q_STEP
 #define Q_STEP 1
 #endif
+#ifndef PARTS  // of the product of q, k and v (part_matmul.cu), to be added up; or it lies as a whole
+#define PARTS 1
+#endif
 constexpr int EACH = HEAD_DIM / WARP;  // values of a head vector in a lane: lane + 32 i
 constexpr int PAIRS = ROTATED / 2 / WARP, VECTORS = Q_STEP * HEADS + 2 * KV_HEADS;
 
@@ -31,10 +34,24 @@ struct HeadVector {
             sine[i] = sines[lane_id() + WARP * i];
         }
     }
-    DEV void of(const float* x, bool rotated) {
+    DEV void of(const float* x, int64 part, bool rotated) {
         float v[EACH];
+        if (PARTS == 1) {
 #pragma unroll
-        for (int i = 0; i < EACH; i++) v[i] = x[lane_id() + WARP * i];
+            for (int i = 0; i < EACH; i++) v[i] = x[lane_id() + WARP * i];
+        } else {
+            float y[PARTS][EACH];
+#pragma unroll
+            for (int s = 0; s < PARTS; s++)
+#pragma unroll
+                for (int i = 0; i < EACH; i++) y[s][i] = x[s * part + lane_id() + WARP * i];
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                v[i] = 0.0f;
+#pragma unroll
+                for (int s = 0; s < PARTS; s++) v[i] = add(v[i], y[s][i]);
+            }
+        }
         if (rotated) rope(v);
         uint32 amax = 0;
 #pragma unroll
@@ -121,7 +138,8 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         }
         if (i >= VECTOR_WARPS) fetch_turn(i);
         int vector = is_q ? Q_STEP * (head * GROUP + i) : Q_STEP * HEADS + (is_k ? 0 : KV_HEADS) + head;
-        x.of(qkv + (int64(sequence - b) * VECTORS + vector) * HEAD_DIM, is_q || is_k);
+        int64 part = int64(gridDim.z) * VECTORS * HEAD_DIM;
+        x.of(qkv + (int64(sequence - b) * VECTORS + vector) * HEAD_DIM, part, is_q || is_k);
         int page = pages[KIN == 1 ? tiles - 1 : at / KV_PAGE], slot = at % KV_PAGE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {

@@ -30,7 +30,8 @@ struct DownShared {
     __align__(16) uint8 tail[16];
 };
 KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* chosen,
-                        const uint8* w, const uint8* shared, const float* shared_gate, float* x, const uint64* exchanges, int received, int sent) {
+                        const uint8* w, const uint8* shared, const float* shared_gate, float* x,
+                        const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(DownShared, sh);
     mark(4, 0);
     Down where = {w, shared, sh->id};
@@ -61,7 +62,7 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
     quantise_vectors<FFN_SUPERS>(y, SLOTS, exchange, sh->x);
     float share = 0.0f;  // of the shared expert
-    if (SHARED) share = div(1.0f, add(1.0f, isobit::exp(-*shared_gate)));
+    if (SHARED) share = sigmoid(*shared_gate);
     // Of the thread's first row, on its way while products are made; most threads have none.
     int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
     float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;

@@ -11,7 +11,7 @@ DEV void gate_columns(const float* gate, int column, float (&v)[8]) {
     float g[8];
     load8(gate + column / HEAD_DIM * 2 * HEAD_DIM + column % HEAD_DIM, g);
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = mul(v[i], div(1.0f, add(1.0f, isobit::exp(-g[i]))));
+    for (int i = 0; i < 8; i++) v[i] = mul(v[i], sigmoid(g[i]));
 }
 
 // For each key-value head: max_and_sum [most][GROUP], out [most][GROUP][HEAD_DIM].
