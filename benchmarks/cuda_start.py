@@ -29,11 +29,6 @@ m.open_driver = lambda: ctypes.CDLL("libcuda.so.1").cuInit(0)""",
     "weights after programs": """
 import isobit.backends.cuda.backend as b
 b.STAGING_BYTES = 1 << 60""",
-    "tokenizer while weights are waited for": """
-import isobit.backends.cuda.resident as r, isobit.runtime.loaded as l
-waiting, begin, arrive = [], l._Beside.begin, r.StoredWeights.arrive
-l._Beside.begin = waiting.append
-r.StoredWeights.arrive = lambda self, gpu: ([begin(w) for w in waiting], arrive(self, gpu))""",
 }
 """What a process does first."""
 _OFF = "driver not woken", "garbage collected", "weights after programs"

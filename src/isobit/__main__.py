@@ -4,6 +4,7 @@ Python's own answer to Ctrl-C is a traceback. Until the command line is there an
 the system's is better: the process ends.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ def main() -> int:
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if loads_here(sys.argv[1:]):
+        gc.disable()  # until the model is there: cli/options.py
     if may_use_cuda(sys.argv[1:]) and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))):
         import threading  # noqa: PLC0415
 
@@ -27,15 +30,19 @@ def main() -> int:
     return run(interruptible=ours)
 
 
+def loads_here(argv: Sequence[str]) -> bool:
+    """Whether a command is going to load a model in this process."""
+    elsewhere = any(a.partition("=")[0] in _ELSEWHERE for a in argv)
+    return "".join(argv[:1]) in _LOAD_HERE and not elsewhere
+
+
 def may_use_cuda(argv: Sequence[str]) -> bool:
-    """Whether a command is going to load a model on a GPU in this process, if there is one."""
+    """Whether it does that on a GPU, if there is one."""
     backend = "auto"
     for i, option in enumerate(argv):
         if option.startswith("--backend"):
             backend = option.partition("=")[2] or "".join(argv[i + 1 : i + 2])
-    here = "".join(argv[:1]) in _LOAD_HERE
-    elsewhere = any(a.partition("=")[0] in _ELSEWHERE for a in argv)
-    return here and not elsewhere and backend in ("auto", "cuda")
+    return loads_here(argv) and backend in ("auto", "cuda")
 
 
 def open_driver() -> None:

@@ -249,6 +249,8 @@ def test_receipts_are_found_in_whatever_carries_them(recorder: Recorder) -> None
         ('{"format": "isobit receipt 9"}', "x: expected 'isobit receipt 3', got something else"),
         ('{"custom_id": "a", "response": {"isobit_receipt": {}}}', "x (a): expected 'isobit"),
         ("[" * 900 + "]" * 900, "got none in 1 JSON value"),
+        # Each "format" written out as text would be 0.9 GB of it.
+        ('{"format":' * 900 + '"' + "x" * (1 << 20) + '"' + "}" * 900, "got none in 1 JSON value"),
         ("[" * 99999, "x: expected a receipt or an answer in JSON"),
         ("\udcff", "x: expected a receipt or an answer in JSON"),
     ],

@@ -148,7 +148,7 @@ def test_launches_of_steps_together(weights):  # noqa: F811
     backend._gpu.launch = lambda *a, **_: found.append(a[1])
     backend._programs.many._queue(backend._programs.many._pass(2))
     layer = [
-        *("norm_quantise", "batch_matmul", "decode_attention", "batch_merge", "batch_matmul"),
+        *("norm_quantise", "batch_matmul", "decode_attention", "batch_merge", "part_matmul"),
         *("norm_quantise", "matmul_dense", "router_top_k", "batch_matmul", "batch_matmul"),
     ]
     assert found[: 1 + 2 * len(layer)] == ["embed", *layer, *layer]

@@ -10,7 +10,7 @@ from isobit.backends.base import Batch, Following, Wanted
 from isobit.backends.base.batch import field_values
 from isobit.backends.base.draws import Draws
 from isobit.backends.cuda import CudaBackend
-from isobit.backends.cuda.resident import RecurrentState, Resident
+from isobit.backends.cuda.resident import RecurrentState, Resident, StoredWeights
 from isobit.backends.cuda.steps.run_ahead import RunAhead
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
@@ -306,7 +306,7 @@ def test_launches_of_steps_overlap_and_little_comes_back(path):
 
 def test_states_are_copied_on_the_device():
     """Of every operation the one state, and no other."""
-    gpu, resident = EmulatedGpu(), Resident(64)
+    gpu, resident = EmulatedGpu(), Resident(64, StoredWeights())
     states = {"a": (5, np.arange(20)), "b": (300, np.arange(1200))}
     for name, (words, values) in states.items():
         address = gpu.allocate(4 * len(values))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from isobit.__main__ import may_use_cuda, open_driver
 from isobit.backends import FallbackNote, NoGpuNote
-from isobit.cli import COMMANDS, main, options, sampling_options, tools
+from isobit.cli import COMMANDS, event_loop, main, options, sampling_options, tools
 from isobit.cli.output import markdown, print_fitted, size, verdict_style, visible
 from isobit.cli.run import show
 from isobit.errors import NothingCompared
@@ -477,6 +477,19 @@ except KeyboardInterrupt as stop:
     assert (done.returncode, done.stderr) == (code, b"")
 
 
+def test_ctrl_c_is_pythons_again_after_a_coroutine_that_failed() -> None:
+    async def main() -> None:
+        raise ValueError
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError, match=r"^$"):
+            event_loop.run(main())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("line", "cuda"),
     [
@@ -507,3 +520,20 @@ def test_a_driver_that_is_not_there_is_left_to_the_backend(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", library)
     open_driver()
     assert called == ["libcuda.so.1"]
+
+
+def test_the_collector_stands_still_until_the_model_is_there():
+    """In a process of our own: what is there then is never looked through."""
+    code = (
+        "import gc, sys\n"
+        "from isobit.__main__ import main\n"
+        "seen = []\n"
+        "from isobit.cli import options\n"
+        "load = options.Model\n"
+        "options.Model = lambda *a: (seen.append(gc.isenabled()), load(*a))[1]\n"
+        "sys.argv[1:] = ['run', '--tokens', '5', '-n', '1', '--backend', 'cpu', '--json']\n"
+        "main()\n"
+        "print(seen, gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[False] True True"

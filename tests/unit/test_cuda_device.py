@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from isobit.backends.cuda.device import compile
+from isobit.backends.cuda.device.compile import Signature
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.pinned import PinnedBuffers
 from isobit.errors import BackendUnavailable
@@ -81,6 +82,31 @@ def test_another_option_is_another_file(compiled, monkeypatch):
     monkeypatch.setattr(compile, "_options", lambda *a: [*options(*a), "--restrict"])
     compile.cubin("ops/silu", "sm_90", {})
     assert len(compiled[1]) == 2
+
+
+def test_a_compiler_that_fails_is_no_traceback(compiled, monkeypatch):
+    from cuda.bindings import nvrtc  # noqa: PLC0415
+
+    failed = nvrtc.nvrtcResult.NVRTC_ERROR_OUT_OF_MEMORY
+    monkeypatch.setattr(nvrtc, "nvrtcCreateProgram", lambda *_: (failed, None))
+    with pytest.raises(BackendUnavailable, match=r"ops/silu\.cu for sm_90 .*OUT_OF_MEMORY$"):
+        compile.cubin("ops/silu", "sm_90", {})
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_kernel_that_was_not_queued_is_said_once(raises):
+    def launch(*_):
+        if raises:
+            raise OverflowError("broken")
+        return (719,)
+
+    driver = SimpleNamespace(CUresult=SimpleNamespace(CUDA_SUCCESS=0), cuLaunchKernelEx=launch)
+    driver.cuGetErrorString = lambda _: (0, b"broken")
+    gpu = object.__new__(CudaGpu)
+    vars(gpu).update(_driver=driver, _asked=None, _queues=True, _overlaps=True)
+    vars(gpu).update(_config=lambda *_: None, _kernel=lambda *_: (None, Signature("32", ())))
+    with pytest.raises(BackendUnavailable, match=r"^cuda: broken \(when add was queued; [^()]*\)$"):
+        gpu.launch("ops/add", "add", (1,), ())
 
 
 def test_another_compiler_is_another_file(compiled, monkeypatch):

@@ -104,7 +104,7 @@ def test_all_parts_are_there_once_waited_for(threads, rng):
         parts.append((part, device.ctypes.data + i * STAGING, *how))
         expected.append(made.tobytes())
     loading = Loading(driver.addresses, 1, 2, 3, threads, STAGING, parts)
-    assert loading.wait() == 0
+    assert loading.wait(60) == 0
     for i, made in enumerate(expected):
         assert device[i * STAGING :][: len(made)].tobytes() == made
     assert (driver.held, driver.events) == ({}, 0)
@@ -114,7 +114,18 @@ def test_all_parts_are_there_once_waited_for(threads, rng):
 def test_the_drivers_error_is_told(fails):
     driver, device = Driver(fails), np.zeros(STAGING, np.uint8)
     part = np.zeros((8, 16), np.uint8), device.ctypes.data, 1, 16
-    assert Loading(driver.addresses, 1, 2, 3, 2, STAGING, [part]).wait() == 2
+    assert Loading(driver.addresses, 1, 2, 3, 2, STAGING, [part]).wait(60) == 2
+
+
+def test_who_waits_hears_of_it_when_it_takes_long():
+    """So that Ctrl-C is seen while a file comes from a slow disk."""
+    driver, device = Driver(), np.zeros(STAGING, np.uint8)
+    part = np.ones((1, 16), np.uint8), device.ctypes.data, 0, 0
+    with driver.lock:
+        loading = Loading(driver.addresses, 1, 2, 3, 2, STAGING, [part])
+        assert loading.wait(0.01) is None
+    assert loading.wait(60) == 0
+    assert device[:17].tolist() == [1] * 16 + [0]
 
 
 def test_what_has_not_begun_is_not_brought_after_a_stop():
@@ -122,7 +133,7 @@ def test_what_has_not_begun_is_not_brought_after_a_stop():
     parts = [(np.ones((1, 16), np.uint8), device.ctypes.data, 0, 0)] * 3
     loading = Loading(driver.addresses, 1, 2, 3, 2, STAGING, parts)
     loading.stop()
-    assert loading.wait() == 0
+    assert loading.wait(60) == 0
 
 
 def test_what_does_not_fit_is_refused():

@@ -295,7 +295,7 @@ def test_a_token_that_costs_nothing_is_tried_with_care() -> None:
 def test_tokens_that_were_slow_by_chance_run_beside_steps_after_all() -> None:
     pace, ran = PrefillBudget((8, 16, 512)), 0
     cost = {0: 3.8e-3, 8: 4.9e-3, 504: 44e-3}
-    for _ in range(2000):
+    for _ in range(6000):
         n = pace.tokens(8, 0, 1, 1 << 20, 0)
         n = min(k for k in cost if k >= n)
         ran += n == 8
@@ -307,5 +307,4 @@ def test_tokens_that_were_slow_by_chance_run_beside_steps_after_all() -> None:
         pace.ran(8, 8, 0, 4.9e-3)
     for _ in range(2):
         pace.ran(8, 8, 0, 9e-3)
-    assert pace.tokens(8, 0, 1, 1 << 20, 0) in {0, 8}
-    assert pace.tokens(8, 0, 1, 1 << 20, 0) == 8
+    assert {8} <= {pace.tokens(8, 0, 1, 1 << 20, 0) for _ in range(2)} <= {0, 8}

@@ -33,5 +33,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         found = asyncio.run(interruptible())
     except asyncio.CancelledError as stopped:
         raise KeyboardInterrupt(*stopped.args) from None
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    finally:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:  # there was no Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     return found

@@ -1,6 +1,7 @@
 """Options that several commands share, and what is made of them."""
 
 import argparse
+import gc
 import os
 from typing import TypedDict
 
@@ -266,6 +267,9 @@ def open_model(
     exit_on_bus_error()
     with busy(f"loading {args.model}"):
         model = Model(args.model, args.backend, engine, _tell)
+    if not gc.isenabled():  # a process of our own (__main__.py): what is there now stays
+        gc.freeze()
+        gc.enable()
     trained = model.config.context_length
     if context is not None and context > trained:
         say(f"a context of {context:,} tokens: the model was trained for {trained:,}")

@@ -17,7 +17,7 @@ from isobit.runtime.pass_costs import LinearCosts, PaddedCosts, PassCosts, PassT
 SHARE = 0.45
 """So much longer may a step take for each prompt that waits: a little less than the half that is
 promised beside one, since passes of one kind differ among themselves."""
-RARELY = 150
+RARELY = 160
 """Where too few tokens of a prompt fit beside a step, a piece of it runs in one pass of so many:
 fewer than one in a hundred, whose time nobody was promised."""
 STALL = 1.0, 16
@@ -57,6 +57,10 @@ class PrefillBudget:
         self._since_piece = RARELY
         self.piece_comes = False
         """Whether a piece was asked for that has not run yet."""
+        self._pieces = 0
+        self._wait = RARELY
+        """So many passes after a piece is the next; or now and then, between two of them, a try of
+        few tokens, which may have been slow by chance."""
         self._piece = _FEW, 0.0
         """Tokens and seconds of the last pass of many."""
 
@@ -85,7 +89,7 @@ class PrefillBudget:
         many tokens of them: who waits for the first token counts as much as all who generate.
         position: of the next token of a prompt.
         """
-        if self._dear == (generating, prompts) and self._since_piece < RARELY:
+        if self._dear == (generating, prompts) and self._since_piece < self._wait:
             return 0
         if self._turn == _LOOK:
             self._turn = 0
@@ -119,13 +123,15 @@ class PrefillBudget:
         if n[few] > self._enough:
             return int(n[min(few, most)])
         self._dear = generating, prompts
+        if self._wait <= self._since_piece < RARELY:
+            self._wait = RARELY
+            if not self._costs.sure(generating + int(n[1])):
+                return int(n[1])
         if self._since_piece < RARELY:
             return 0
-        self._since_piece = 0
-        if not self._costs.sure(generating + int(n[1])):  # so few may have been slow by chance
-            self._dear = None
-            return int(n[1])
-        self.piece_comes = True
+        self._pieces += 1
+        self._wait = RARELY // (1 if self._pieces % 4 else 2)
+        self._since_piece, self.piece_comes = 0, True
         return int(n[np.searchsorted(n, min(self._of_piece(share, step), n[-1]))])
 
     def _of_piece(self, share: float, step: float) -> int:

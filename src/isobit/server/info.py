@@ -74,7 +74,7 @@ class Info:
         asked = await read(request, TokenizeRequest)
         model = self._service.model
         if (asked.prompt is None) == (asked.messages is None):
-            raise UsageError("prompt: expected it or messages, one of them")
+            raise UsageError("prompt: expected a prompt or messages, one of them")
         if asked.messages is not None:
             chat = ChatRequest.model_validate(asked.model_dump(exclude={"prompt"}))
             ids = await counted(model, chat)

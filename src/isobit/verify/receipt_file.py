@@ -184,7 +184,8 @@ def _carried(value: Any) -> Iterator[Any]:
     while left:
         value = left.pop()
         if isinstance(value, dict):
-            if str(value.get("format")).startswith(FORMAT[:-1]):
+            form = value.get("format")
+            if isinstance(form, str) and form.startswith(FORMAT[:-1]):
                 yield value
                 continue
             receipt = value.get("isobit_receipt")

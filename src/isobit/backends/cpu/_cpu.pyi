@@ -53,8 +53,8 @@ class Loading:
         """The addresses of the driver's functions; parts: rows, their address on the device, and
         the superblocks of a row and the bytes of one if they are repacked, else 0."""
 
-    def wait(self) -> int:
-        """0 once all is there, or the driver's first error."""
+    def wait(self, seconds: float, /) -> int | None:
+        """0 once all is there, or the driver's first error; None if that takes longer."""
 
     def stop(self) -> None:
         """What has not begun is not brought any more."""

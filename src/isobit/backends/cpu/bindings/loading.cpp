@@ -4,10 +4,15 @@
 #include "module.h"
 
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
+#include <optional>
 #include <system_error>
 #include <thread>
 
@@ -49,16 +54,31 @@ public:
             parts_.push_back({rows, to, supers, super_bytes});
         }
         slots_.resize(std::max(threads, 1));
-        try {
-            for (Slot& slot : slots_) threads_.emplace_back([this, &slot] { run(slot); });
-        } catch (const std::system_error&) {  // the system has no more: those that there are
+        for (Slot& slot : slots_) {
+            running_ += 1;
+            try {
+                threads_.emplace_back([this, &slot] {
+                    run(slot);
+                    running_ -= 1;
+                    std::lock_guard lock(mutex_);
+                    ended_.notify_all();
+                });
+            } catch (const std::system_error&) {  // the system has no more: those that there are
+                running_ -= 1;
+                break;
+            }
         }
     }
     ~Loading() { stop(); }
 
-    // Until all is on the device: 0, or the driver's first error. In a thread whose context is this one.
-    int wait() {
+    // Once all is on the device: 0, or the driver's first error. Nothing if that takes longer than so many seconds. In
+    // a thread whose context is this one.
+    std::optional<int> wait(double seconds) {
         if (threads_.empty() && !done_) run(slots_[0]);
+        {
+            std::unique_lock lock(mutex_);
+            if (!ended_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return running_ == 0; })) return {};
+        }
         join();
         for (Slot& slot : slots_) {
             if (slot.event) check(driver_.event_destroy(slot.event));
@@ -139,6 +159,9 @@ private:
     std::atomic<size_t> next_ = 0;
     std::atomic<int> error_ = 0;
     std::atomic<bool> stopped_ = false;
+    std::atomic<int> running_ = 0;
+    std::mutex mutex_;
+    std::condition_variable ended_;
     bool done_ = false;
     std::vector<std::thread> threads_;
 };

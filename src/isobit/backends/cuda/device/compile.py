@@ -172,7 +172,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
 
     def asked(result: Any, *values: Any) -> Any:
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise RuntimeError(result)
+            raise BackendUnavailable(f"cuda: compiling {stem}.cu for {arch} failed: {result.name}")
         return values[0] if values else None
 
     source = (SOURCES / f"{stem}.cu").read_bytes()
@@ -181,7 +181,7 @@ def _compile(stem: str, arch: str, defines: Mapping[str, str]) -> bytes:
     try:
         done = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
         if done[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = b" " * asked(*nvrtc.nvrtcGetProgramLogSize(program))
+            log = bytes(asked(*nvrtc.nvrtcGetProgramLogSize(program)))
             asked(*nvrtc.nvrtcGetProgramLog(program, log))
             errors = [line for line in log.decode().splitlines() if "error" in line]
             raise BackendUnavailable(

@@ -225,8 +225,10 @@ class CudaGpu:
         self._loading.append(loading)
 
         def wait() -> None:
-            self._check((self._driver.CUresult(loading.wait()),))
+            while (result := loading.wait(0.1)) is None:  # so that Ctrl-C is heard
+                pass
             self._loading.remove(loading)
+            self._check((self._driver.CUresult(result),))
 
         return wait
 
@@ -311,12 +313,17 @@ class CudaGpu:
         config = self._config(tuple(grid), threads, shared, cooperative, overlap)
         values = tuple(arguments), signature.parameters
         try:
-            self._check(self._driver.cuLaunchKernelEx(config, code, values, 0))
-        except Exception as error:  # the library's own kinds: the driver's errors and its checks
-            raise BackendUnavailable(
-                f"cuda: {str(error).splitlines()[0]} (when {kernel} was queued; the kernel that "
-                "failed may be one before it)"
-            ) from None
+            (result,) = self._driver.cuLaunchKernelEx(config, code, values, 0)
+        except Exception as error:  # the library's own kinds, of what it cannot pack
+            raise self._not_queued(kernel, str(error)) from None
+        if result != self._driver.CUresult.CUDA_SUCCESS:
+            raise self._not_queued(kernel, _words(self._driver, result))
+
+    @staticmethod
+    def _not_queued(kernel: str, why: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"cuda: {why} (when {kernel} was queued; the kernel that failed may be one before it)"
+        )
 
     def capture(self, queue: Callable[[], None]) -> object:
         """Record what ``queue`` launches; its kernels are compiled and loaded first."""
@@ -395,6 +402,8 @@ class CudaGpu:
         for loading in self._loading:
             loading.stop()
         self.activate()
+        for loading in self._loading:
+            loading.wait(0)
         self._kernels.clear()
         with contextlib.suppress(BackendUnavailable):  # a kernel has failed: nothing can be freed
             for graph in self._graphs:

@@ -20,8 +20,11 @@
 #else
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #endif
+#ifndef SHARED_ALIGNMENT
+#define SHARED_ALIGNMENT 16
+#endif
 #define DYNAMIC_SHARED(type, name) \
-    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    extern __shared__ __align__(SHARED_ALIGNMENT) unsigned char dynamic_shared[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared)
 #endif
 

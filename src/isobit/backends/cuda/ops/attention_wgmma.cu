@@ -4,6 +4,7 @@
 // The block's warpgroups walk the tiles of a key-value head in ascending order, and may drift apart by as much as
 // there are STAGES of tiles: some weigh while tensor cores work for others. Operands are read from shared
 // memory, so that registers are left for what products and weights give.
+#define SHARED_ALIGNMENT 1024  // bits of addresses choose the order of chunks (wgmma.cuh)
 #include "mirrors.cuh"
 #include "weigh.cuh"
 #include "wgmma.cuh"

@@ -131,10 +131,10 @@ KERNEL(THREADS) router_top_k(const float* z, int tokens, int experts, int k, int
                   weights + token * k);
 }
 
-// Pairs (token, rank) ordered by expert, OWN experts a block; every block counts all of them. Of a split model
-// a part has the experts from `before` on, which count from 0, and leaves out pairs of others. In that
-// order: as no token has an expert twice, a pair's place is the number of lower tokens that have its
-// expert, and each of the block's experts has a bit for each token.
+// Pairs (token, rank) ordered by expert, OWN experts a block; every block counts all of them. As no token has
+// an expert twice, a pair's place is the number of lower tokens that have its expert, and each of the block's
+// experts has a bit for each token. Of a split model a part has the experts from `before` on, which count from
+// 0, and leaves out pairs of others.
 constexpr int OWN = 8;
 struct Sorter {
     const int* ids;  // [tokens][k]
