@@ -358,27 +358,40 @@ static inline int matrix_byte(Matrix m, int row, int k) {
     return *(const signed char*)(at ^ (at >> 7 & 7) << 4);
 }
 static inline void products_begin() {}
-static inline void products_commit() {}
-template <int PENDING> void products_wait() {}
+// They are computed when they are waited for, not before.
+namespace emu { static std::vector<std::function<void()>> products[4096]; static std::vector<size_t> product_groups[4096]; }
+static inline void products_commit() { emu::product_groups[threadIdx.x].push_back(emu::products[threadIdx.x].size()); }
+template <int PENDING> void products_wait() {
+    auto &all = emu::products[threadIdx.x];
+    auto &groups = emu::product_groups[threadIdx.x];
+    if (groups.size() <= PENDING) return;
+    size_t n = groups.size() - PENDING, done = groups[n - 1];
+    for (size_t i = 0; i < done; i++) all[i]();
+    all.erase(all.begin(), all.begin() + done);
+    groups.erase(groups.begin(), groups.begin() + n);
+    for (size_t& g : groups) g -= done;
+}
 template <int N> void computed(int (&)[N]) {}
 static inline void written_for_products() {}
 template <int N, class A> void product_of_rows(int (&c)[N], A a, Matrix b, bool more) {
-    for (int i = 0; i < N; i++) {
-        int row = threadIdx.x % 32 / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-        c[i] = more ? c[i] : 0;
-        for (int k = 0; k < 32; k++) c[i] += a(row, k) * matrix_byte(b, column, k);
-    }
+    int* to = c;
+    int lane = threadIdx.x % 32;
+    emu::products[threadIdx.x].push_back([=] {
+        for (int i = 0; i < N; i++) {
+            int row = lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2, sum = more ? to[i] : 0;
+            for (int k = 0; k < 32; k++) sum += a(row, k) * matrix_byte(b, column, k);
+            to[i] = sum;
+        }
+    });
 }
 template <int N> void product_rows(int (&c)[N], const int (&a)[4], Matrix b, bool more) {
-    int as[4][32];
-    gather_lanes(a, as);
-    product_of_rows(c, [&](int row, int k) { return int((signed char)(as[k / 16 * 2 + row / 8][row % 8 * 4 + k % 16 / 4] >> 8 * (k % 4))); }, b, more);
+    struct Lanes { int of[4][32]; } as;
+    gather_lanes(a, as.of);
+    product_of_rows(c, [=](int row, int k) { return int((signed char)(as.of[k / 16 * 2 + row / 8][row % 8 * 4 + k % 16 / 4] >> 8 * (k % 4))); }, b, more);
 }
 template <int N> void product_rows(int (&c)[N], Matrix a, Matrix b, bool more) {
     int first = threadIdx.x / 32 % 4 * 16;
-    __syncwarp();
-    product_of_rows(c, [&](int row, int k) { return matrix_byte(a, first + row, k); }, b, more);
-    __syncwarp();
+    product_of_rows(c, [=](int row, int k) { return matrix_byte(a, first + row, k); }, b, more);
 }
 static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
     unsigned long long both = (unsigned long long)y << 32 | x;

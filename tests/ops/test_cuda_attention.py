@@ -70,7 +70,13 @@ def cached(rng, sequences, kv_heads):
 @pytest.mark.parametrize("kernel", ["attention_mma", "attention_wgmma"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "parts"),
-    [(8, 1, [(0, 40)]), (10, 2, [(100, 30), (0, 3)]), (4, 4, [(60, 70)]), (16, 1, [(190, 20)])],
+    [
+        (8, 1, [(0, 40)]),
+        (10, 2, [(100, 30), (0, 3)]),
+        (4, 4, [(60, 70)]),
+        (16, 1, [(190, 20)]),
+        (3, 1, [(580, 43)]),  # more tiles than are held, twice; the last span is one token
+    ],
 )
 def test_many_tokens(gpu, rng, kernel, heads, kv_heads, parts):
     sequences = [[vectors(rng, first + n, kv_heads) for _ in "kv"] for first, n in parts]

@@ -92,10 +92,18 @@ class OneOfSeveral(EmulatedGpu):
 
 
 def opened(
-    w: Weights, parts: int, seed: int, planes: int = 2, **shares: tuple[int, ...]
+    w: Weights,
+    parts: int,
+    seed: int,
+    planes: int = 2,
+    chunk: int = ENGINE.chunk,
+    warpgroups: bool = False,
+    **shares: tuple[int, ...],
 ) -> CudaPartsBackend:
     gpus = [OneOfSeveral(seed + r, r) for r in range(parts)]
-    engine = replace(ENGINE, parts=parts, activation_bits=8 * planes, **shares)
+    for gpu in gpus:
+        gpu.warpgroups = warpgroups
+    engine = replace(ENGINE, parts=parts, activation_bits=8 * planes, chunk=chunk, **shares)
     backend = CudaPartsBackend(w, engine, gpus)
     backend._flags[1] = 600_000  # ms: other tests run beside
     for gpu in gpus:
@@ -171,6 +179,23 @@ def test_bits_of_one(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"decode_qkv", "decode_router", "batch_merge", "norm_quantise", "meet"} <= exchanging
     mirroring = {kernel for kernel, how in split._gpus[0].known if "MIRRORED" in dict(how)}
     assert {"attention", "batch_matmul", "combine"} <= mirroring
+    split.close()
+    whole.close()
+
+
+@pytest.mark.parametrize("warpgroups", [False, True])
+def test_prompts_on_tensor_cores(weights: Weights, warpgroups: bool) -> None:
+    """Runs of many tokens, whose attention gives all parts what it makes."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    whole = CpuBackend(weights, ENGINE)
+    split = opened(weights, 2, seed, chunk=32, warpgroups=warpgroups)
+    rng, pages = np.random.default_rng(seed), np.array([[1, 0], [2, 3]], np.int32)
+    for parts in ([(0, 28), (0, 4)], [(28, 28), (4, 4)]):
+        batch = ragged(rng, weights.config.vocab, parts, pages)
+        assert same_bits(split.forward(batch), whole.forward(batch))
+    mirroring = {kernel for kernel, how in split._gpus[0].known if "MIRRORED" in dict(how)}
+    assert ("attention_wgmma" if warpgroups else "attention_mma") in mirroring
     split.close()
     whole.close()
 
