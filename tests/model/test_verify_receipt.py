@@ -1,6 +1,7 @@
 """Receipts: written by a generation, computed again, and refused when they are not true."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import isobit
-from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError
+from isobit.errors import FileRefused, IsobitError, NothingCompared, UsageError, shown
 from isobit.runtime.model import Model
 from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.receipt import Difference, Receipt, Recorder, replay
@@ -186,6 +187,27 @@ def test_what_is_no_receipt_of_this_model_is_refused(
     with pytest.raises(error) as caught:
         replay(edited(recorder.receipt(), tmp_path, edit), model)
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", None),
+        ("top_p", 7),
+        ("temperature", "hot"),
+        ("top_k", 1.5),
+        ("grammar", {}),
+        ("logit_bias", [[1]]),
+        ("magic", 1),
+    ],
+)
+def test_what_is_wrong_with_a_receipt_is_named(
+    name: str, value: object, recorder: Recorder, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FileRefused, match=rf"sampling\.{name} is .*, got {re.escape(shown(value))}$"
+    ):
+        edited(recorder.receipt(), tmp_path, lambda r: r["sampling"].update({name: value}))
 
 
 def test_a_receipt_can_be_read_while_the_generation_goes_on(

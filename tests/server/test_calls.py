@@ -150,6 +150,29 @@ def test_offered_tools_are_in_the_prompt_and_the_model_may_answer(
     assert free[0]["finish"] == "length"
 
 
+def test_a_call_that_was_cut_can_be_sent_back(client: openai.OpenAI) -> None:
+    for arguments in ('{"text": "to be cont', '{"te', "{", ""):
+        call = {"id": "c", "type": "function"}
+        call["function"] = {"name": "note", "arguments": arguments}  # type: ignore[assignment]
+        messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        messages.append({"role": "tool", "tool_call_id": "c", "content": "cut"})
+        assert ask(client, messages=messages, tools=[NOTE], max_tokens=1).choices
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forms_have_no_blanks_without_end(client: openai.OpenAI, temperature: float) -> None:
+    schema = WEATHER["function"]["parameters"]
+    form = {"type": "json_schema", "json_schema": {"name": "w", "schema": schema}}
+    for answer in whole(client, response_format=form, temperature=temperature, n=8, max_tokens=90):
+        assert answer["content"] == json.dumps(json.loads(answer["content"]), ensure_ascii=False)
+
+
+def test_a_tool_by_name_is_called_once(client: openai.OpenAI) -> None:
+    named = {"type": "function", "function": {"name": "note"}}
+    for answer in whole(client, tools=[NOTE], tool_choice=named, temperature=1.0, n=4):
+        assert len(answer["calls"]) == 1
+
+
 def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:
     called = ask(client, tools=[NOTE], tool_choice="required", parallel_tool_calls=False)
     message = called.choices[0].message
@@ -228,7 +251,7 @@ def schema(value: dict[str, Any]) -> dict[str, Any]:
 
 
 OFF = {"uniqueItems": True, "x-guidance": {"lenient": True}}
-CUT = [{"function": {"name": "f", "arguments": "{"}}]
+CUT = [{"function": {"name": "f", "arguments": "no JSON"}}]
 STRICT = {"name": "s", "strict": True, "parameters": {"type": "object", "not": {}}}
 LIST = {"name": "s", "strict": True, "parameters": {"type": "array"}}
 FUNCTION = {"type": "function", "function": {"name": "f"}}
@@ -252,11 +275,11 @@ OTHER = {"type": "function", "function": {"name": "g"}}
         ({"grammar": "root ::= " + "(" * 5000}, "grammar"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
-        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
         ({"tools": [FUNCTION, FUNCTION]}, "tools[1]"),
         ({"tools": [{"type": "function", "function": STRICT}]}, "tools"),
-        ({"tools": [{"type": "function", "function": LIST}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": LIST}]}, "tools[0].function.parameters"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": "nosuch"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": OTHER}, "tool_choice"),

@@ -1,5 +1,6 @@
 """What hostile, slow and leaving clients get, and that nobody else pays for it."""
 
+import asyncio
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from isobit.server import body as incoming
 from isobit.server import guard, serving
 from isobit.server.answer import answers, choices
 from isobit.server.app import build
-from isobit.server.openai import embeddings
+from isobit.server.openai import completions, embeddings
 from isobit.server.request.fields import Common
 from isobit.server.service import Service
 from tests.server.conftest import Gate, free_port, serve
@@ -363,6 +364,32 @@ def test_a_reader_that_stops_reading_does_not_keep_the_server(
             assert not thread.is_alive()
     assert "Traceback" not in caplog.text
     assert "ASGI" not in caplog.text
+
+
+def test_a_request_that_is_not_read_yet_does_not_keep_the_server(
+    monkeypatch: pytest.MonkeyPatch, alone: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = threading.Event()
+
+    async def forever(*_: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(serving, "_TELLING", 0.2)
+    monkeypatch.setattr(completions, "encoded", forever)
+    with socket.socket() as listener, Service(alone, name="m") as service:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = serving.prepared(service, build(service), 0, caplog.messages.append)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        with socket.create_connection(listener.getsockname()) as s:
+            s.sendall(head("/v1/completions", 14) + b'{"prompt":"x"}')
+            assert begun.wait(60)
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join(60)
+            assert not thread.is_alive()
+    assert "Traceback" not in caplog.text
 
 
 def connections(server: serving.Server) -> list[Any]:

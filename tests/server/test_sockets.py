@@ -6,7 +6,7 @@ import pytest
 
 from isobit.cli import main
 from isobit.errors import UsageError
-from isobit.server.sockets import address, bound, listen
+from isobit.server.sockets import address, bound, listen, unguarded
 from tests.server.conftest import free_port
 
 
@@ -19,6 +19,14 @@ def test_nobody_can_connect_before_it_listens() -> None:
         listen([mine])
         socket.create_connection(at).close()
         assert address("127.0.0.1", [mine]) == f"http://127.0.0.1:{at[1]}"
+
+
+@pytest.mark.parametrize(("host", "others"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_whom_a_server_without_a_key_answers_is_known(host: str, others: bool) -> None:
+    (mine,) = bound(host, 0)
+    with mine:
+        assert unguarded([mine], None) is others
+        assert not unguarded([mine], "key")
 
 
 def test_one_server_has_a_port() -> None:

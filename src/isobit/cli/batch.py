@@ -188,11 +188,11 @@ def _receipts(args: argparse.Namespace, answered: Any) -> list[tuple[str, Receip
     for row in answered.rows():
         name = row["custom_id"]
         if batch.chosen(name, args.audit) and row["response"]["status_code"] == 200:
-            choices = row["response"]["body"].get("choices", [])
+            body = row["response"]["body"]
             receipts += [
-                (name, Receipt.of(c["isobit_receipt"], f"{answered.path}: {name}"))
-                for c in choices
-                if "isobit_receipt" in c
+                (name, Receipt.of(answer["isobit_receipt"], f"{answered.path}: {name}"))
+                for answer in (body, *body.get("choices", ()))
+                if "isobit_receipt" in answer
             ]
     if not receipts:
         say("audit: not run: no row with a receipt is in that share")

@@ -50,7 +50,7 @@ def _run(
         from isobit.server.front.replicas import Replicas  # noqa: PLC0415
         from isobit.server.guard import FRONT  # noqa: PLC0415
         from isobit.server.serving import prepared  # noqa: PLC0415
-        from isobit.server.sockets import address, bound, listen  # noqa: PLC0415
+        from isobit.server.sockets import UNGUARDED, address, bound, listen, unguarded  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     headers = {FRONT: key} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
@@ -75,6 +75,8 @@ def _run(
                 listen(sockets)
                 at = address(args.host, sockets)
                 say(f"{count(len(replicas.all), 'replica')}: {at}/v1")
+                if unguarded(sockets, api_key):
+                    say(UNGUARDED)
                 if n and not args.no_page:
                     say(f"a page to talk with it: {at}/")
                 await server.serve(sockets)

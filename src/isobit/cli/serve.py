@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         from isobit.server.service import Service  # noqa: PLC0415
         from isobit.server.serving import run  # noqa: PLC0415  # an extra
-        from isobit.server.sockets import address, bound, listen  # noqa: PLC0415
+        from isobit.server.sockets import UNGUARDED, address, bound, listen, unguarded  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
@@ -103,6 +103,8 @@ def main(args: argparse.Namespace) -> None:
             room = f"{service.limits.running} answers at once, of up to {tokens:,} tokens together"
             if args.replica is None:
                 say(f"{service.name} on {device}: {at}/v1")
+                if unguarded(sockets, key):
+                    say(UNGUARDED)
                 say(room)
                 if page:
                     say(f"a page to talk with it: {at}/")

@@ -59,7 +59,7 @@ def _numbers(value: object, place: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(item, f"{place}.{key}")
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _numbers(item, f"{place}.{i}")
+            yield from _numbers(item, f"{place}[{i}]")
 
 
 async def body_of(request: Request) -> bytes:

@@ -102,8 +102,6 @@ def answer(request: Request, error: Exception) -> Response:
         field = in_words(field, request.scope.get(WORDS, {}))
         if _for_anthropic(request):
             field = re.sub(r"\[(\d+)\]", r".\1", field)
-        else:
-            field = re.sub(r"\.(\d+)(?!\w)", r"[\1]", field)
         message, param = f"{field}{colon}{rest}", re.split("[: ]", field)[0]
         if "(the context)" in message or "(the KV cache)" in message:
             code = "context_length_exceeded"
@@ -126,11 +124,18 @@ def in_words(field: str, words: Mapping[str, str]) -> str:
 def _of_field(error: ValidationError) -> UsageError:
     """The same of one field, by its name."""
     first = _nearest(error)
-    names = [str(part) for part in first["loc"] if not _KIND.fullmatch(str(part))]
+    place = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not _KIND.fullmatch(part):
+            if not part.isidentifier():  # a key of the client's
+                break
+            place += f".{part}"
     said = first["msg"].removeprefix("Value error, ")
     if "recursion limit" in said:
         said = "expected at most 200 lists and objects within one another, found more"
-    return UsageError(f"{'.'.join(names) or 'body':.200}: {said}")
+    return UsageError(f"{place[1:] or 'body'}: {said}")
 
 
 def _nearest(error: ValidationError) -> ErrorDetails:

@@ -69,7 +69,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _cut(self) -> None:
-        """Leave those who do not read what they are told."""
+        """Leave those who do not read what they are told, and what has not been answered yet."""
+        self.force_exit = True
         for connection in self.server_state.connections:
             connection.transport.abort()
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from isobit.errors import UsageError
 
+UNGUARDED = (
+    "whoever reaches this machine may ask: --api-key-env names a key, --host 127.0.0.1 is it alone"
+)
 _WAITING = 2048  # connections that are not accepted yet
 
 
@@ -50,6 +54,12 @@ def listen(sockets: Sequence[socket.socket]) -> None:
         except OSError as error:
             host, port, *_ = s.getsockname()
             raise _refusal(host, port, error) from None
+
+
+def unguarded(sockets: Sequence[socket.socket], key: str | None) -> bool:
+    """Whether others than this machine reach them, and need no key."""
+    hosts = [ip_address(s.getsockname()[0].partition("%")[0]) for s in sockets]
+    return key is None and not all(host.is_loopback for host in hosts)
 
 
 def address(host: str, sockets: Sequence[socket.socket]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from isobit import __version__, arguments, numerics
 from isobit.config import with_planes, without_planes
-from isobit.errors import FileRefused, IsobitError, UsageError
+from isobit.errors import FileRefused, IsobitError, UsageError, shown
 from isobit.files import regular
 from isobit.numerics import SAMPLING_VERSION
 from isobit.runtime.grammar import Grammar
@@ -107,7 +107,10 @@ class Receipt:
         data = without_planes(data, source)
         wrong = next((n for n, ok in _checks(data) if not ok), None)
         if wrong is not None:
-            raise FileRefused(f"{source}: {wrong} is missing or malformed")
+            value: Any = data
+            for name in wrong.split("."):
+                value = value.get(name)
+            raise FileRefused(f"{source}: {wrong} is missing or malformed, got {shown(value)}")
         if unknown := sorted(data.keys() - {f.name for f in fields(cls)}):
             raise FileRefused(f"{source}: expected the keys of a receipt, got {unknown[0]!r} too")
         return cls(**data | {"tokens": [TokenRecord(**t) for t in data["tokens"]]})
@@ -207,10 +210,10 @@ def _checks(data: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     prompt, tokens, sampling = (data.get(n) for n in ("prompt", "tokens", "sampling"))
     yield "prompt", isinstance(prompt, list) and all(type(t) is int for t in prompt)
     yield "tokens", isinstance(tokens, list) and all(map(_is_record, tokens))
-    yield (
-        "sampling",
-        isinstance(sampling, dict) and _is_sampling(sampling, data["sampling_version"]),
-    )
+    yield "sampling", isinstance(sampling, dict)
+    assert isinstance(sampling, dict)  # who is told that it is none asks no more
+    for name, ok in _sampling_checks(sampling, data["sampling_version"]):
+        yield f"sampling.{name}", ok
 
 
 def _is_record(t: Any) -> bool:
@@ -224,21 +227,23 @@ def _is_record(t: Any) -> bool:
     )
 
 
-def _is_sampling(data: dict[str, Any], version: object) -> bool:
+def _sampling_checks(data: dict[str, Any], version: object) -> Iterator[tuple[str, bool]]:
     names = set(_SETTINGS_1) if version == 1 else {f.name for f in fields(Sampling)}
     found = data.keys() | ({"grammar"} & names)  # which earlier receipts do not have
-    if found != names or type(data["seed"]) is not int or type(data["top_k"]) is not int:
-        return False
-    if not _is_grammar(data.get("grammar")):
-        return False
-    biases = data.get("logit_bias", [])
-    others = ("logit_bias", "grammar")
-    numbers = all(type(v) in (int, float) for n, v in data.items() if n not in others)
-    pairs = isinstance(biases, list) and all(map(_is_bias, biases))
+    for name in sorted(names ^ found):
+        yield name, False
+    for name, value in data.items():
+        if name == "grammar":
+            yield name, _is_grammar(value)
+        elif name == "logit_bias":
+            yield name, isinstance(value, list) and all(map(_is_bias, value))
+        else:
+            whole = name in ("seed", "top_k")
+            yield name, type(value) is int or (type(value) is float and not whole)
     try:
-        return numbers and pairs and bool(_sampling(data))
-    except IsobitError:
-        return False
+        _sampling(data)
+    except IsobitError as error:
+        yield str(error).partition(":")[0].split(" ")[0], False
 
 
 def _is_bias(pair: Any) -> bool:

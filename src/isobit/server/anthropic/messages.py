@@ -164,9 +164,13 @@ def _text(content: object, place: str) -> str:
 
 def _is_own(tool: dict[str, Any], i: int) -> bool:
     """Whether a client runs it; those that Anthropic would run have a type."""
-    if "input_schema" not in tool and tool.get("type", "custom") == "custom":
-        raise UsageError(f"tools.{i}.input_schema: expected a schema, got none")
-    return "input_schema" in tool
+    schema = tool.get("input_schema")
+    if schema is None and tool.get("type", "custom") != "custom":
+        return False
+    if not isinstance(schema, dict):
+        raise UsageError(f"tools.{i}.input_schema: expected a schema, got {schema!r:.60}")
+    checked_name(tool.get("name"), f"tools.{i}.name")
+    return True
 
 
 def _function(tool: dict[str, Any]) -> dict[str, Any]:

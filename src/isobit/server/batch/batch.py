@@ -28,8 +28,8 @@ from isobit.runtime.scheduler import Limits
 from isobit.server.batch.in_process import messages
 from isobit.server.request.fields import MOST_CHOICES
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-WITH_RECEIPTS = URLS[:2]
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+WITH_RECEIPTS = URLS[:3]
 _REQUEST = "isobit_request"
 """Of an answer: the digest of its request, so that a changed one is not taken for answered."""
 _LINE = 16 << 20  # bytes of a row

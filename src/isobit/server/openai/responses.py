@@ -92,7 +92,7 @@ class ResponseRequest(RequestBody):
         every = [*(self.tools or ())]
         for i, item in enumerate(items):
             if item.get("type") == "additional_tools":
-                every += checked_list(item.get("tools"), f"input.{i}.tools")
+                every += checked_list(item.get("tools"), f"input[{i}].tools")
         return [tool for tool in every if tool.get("type") in KINDS]
 
     @property
@@ -157,7 +157,7 @@ class ResponseRequest(RequestBody):
             return [*messages, {"role": "user", "content": self.input}]
         turn: dict[str, Any] | None = None  # the assistant's, of which several items are parts
         for i, item in enumerate(self.input):
-            place, kind = f"input.{i}", item.get("type", "message")
+            place, kind = f"input[{i}]", item.get("type", "message")
             if kind in ("reasoning", *_CALLS) or _is_answer(item, kind):
                 if turn is None or (kind == "reasoning" and turn.keys() - {"role"}):
                     turn = {"role": "assistant"}
@@ -219,7 +219,7 @@ def _text(content: object, place: str) -> str:
         text = part.get("text", part.get("refusal")) if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise UsageError(f"{place}.{i}: expected a part with text, got {kind!r:.60}")
+            raise UsageError(f"{place}[{i}]: expected a part with text, got {kind!r:.60}")
         texts.append(text)
     return "".join(texts)
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from isobit.errors import UsageError
 
 _ROLES = {"developer": "system", "function": "tool"}
@@ -85,12 +87,15 @@ def checked_name(name: object, where: str) -> str:
 
 
 def checked_arguments(arguments: object, where: str) -> Mapping[str, Any]:
-    """Arguments of a call, which may be a text of JSON. Raises UsageError."""
-    if isinstance(arguments, str) and arguments.strip():
+    """Arguments of a call, which may be a text of JSON, a cut one too. Raises UsageError."""
+    if isinstance(text := arguments, str) and text.strip():
         try:
-            arguments = json.loads(arguments, strict=False)
+            arguments = json.loads(text, strict=False)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: expected JSON, got: {error}") from None
+            try:  # of a call that max_tokens cut: what there is of it
+                arguments = from_json(text, allow_partial="trailing-strings")
+            except ValueError:
+                raise UsageError(f"{where}: expected JSON, got: {error}") from None
     arguments = arguments or {}
     if not isinstance(arguments, Mapping):
         raise UsageError(f"{where}: expected an object, got {arguments!r:.60}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from isobit.arguments import wholes
 from isobit.errors import UsageError
@@ -63,6 +63,7 @@ class Common(SamplingFields):
     model: str | None = None
     max_tokens: Count = None
     seed: WholeNumber | None = None
+    prompt_logprobs: None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
@@ -109,6 +110,9 @@ class Common(SamplingFields):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class ChatRequest(Common):
     """``/v1/chat/completions``."""
 
@@ -120,9 +124,21 @@ class ChatRequest(Common):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    modalities: list[str] | None = None
+
+    @field_validator("continue_final_message", "add_generation_prompt", "modalities")
+    @classmethod
+    def _answers_in_text(cls, value: Any, field: ValidationInfo) -> Any:
+        """What would ask for another answer than a message of text is refused, not ignored."""
+        usual = {"add_generation_prompt": True, "modalities": ["text"]}
+        if value not in (None, usual.get(str(field.field_name), False)):
+            raise ValueError("expected none: an answer is a new message of text")
+        return value
 
     @property
     def words(self) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from isobit.errors import BackendUnavailable, UsageError
 from isobit.server.request.fields import Common
+from isobit.server.tool_calls.schemas import AS_TEMPLATES
 
 Kind = Literal["json", "regex", "choice", "grammar"]
 _MOST_TEXT = 1 << 16  # characters of what is no JSON
@@ -35,8 +36,8 @@ class Format:
         Raises UsageError for what is a grammar of its own.
         """
         match self.kind:
-            case "json":  # with blanks as people write them
-                options = {"whitespace_pattern": r"[ \n\t]{0,40}", "lenient": False}
+            case "json":
+                options = {**AS_TEMPLATES, "lenient": False}
                 schema = {**self.value, "x-guidance": options}  # instead of any that a client gives
                 return f"%json {json.dumps(schema, ensure_ascii=False)}"
             case "regex":

@@ -8,7 +8,8 @@ from typing import Any
 from isobit.errors import UsageError
 from isobit.server.tool_calls.tools import Tool, dumped
 
-# Between the parts of arguments stands what Python's json.dumps writes, as templates do.
+# Between the parts of JSON stands what Python's json.dumps writes, as templates do: were blanks
+# free, a model could write no end of them.
 AS_TEMPLATES = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 

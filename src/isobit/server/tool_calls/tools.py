@@ -91,23 +91,24 @@ def offered(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _tool(tool: Mapping[str, Any], where: str) -> Tool:
     kind = tool.get("type", "function")
     if kind != "function":
-        raise UsageError(f"{where}: expected the type 'function', got {kind!r:.80}")
+        raise UsageError(f"{where}.type: expected 'function', got {kind!r:.80}")
     function = tool.get("function", tool)
+    where += ".function" if "function" in tool else ""
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not 0 < len(name) <= 256 or not name.isprintable():
-        raise UsageError(f"{where}: expected a function with a name, got {name!r:.80}")
+        raise UsageError(f"{where}.name: expected a function's name, got {name!r:.80}")
     if not {*name}.isdisjoint('<>"\\'):
-        raise UsageError(f"{where}: expected a name without quotes or brackets, got {name!r:.80}")
+        raise UsageError(f"{where}.name: expected one without quotes or brackets, got {name!r:.80}")
     parameters = function.get("parameters")
     if not isinstance(parameters, Mapping | None):
-        raise UsageError(f"{where}: expected parameters to be a schema, got {parameters!r:.80}")
+        raise UsageError(f"{where}.parameters: expected a schema, got {parameters!r:.80}")
     description = function.get("description") or ""
     if not isinstance(description, str):
-        raise UsageError(f"{where}: expected a description as text, got {description!r:.80}")
+        raise UsageError(f"{where}.description: expected a text, got {description!r:.80}")
     strict, of = function.get("strict") is True, (parameters or {}).get("type", "object")
     if strict and of != "object":  # arguments are an object, whatever the schema says
         raise UsageError(
-            f"{where}: expected a strict function's parameters of type 'object', got {of!r:.80}"
+            f"{where}.parameters: expected a strict function's of type 'object', got {of!r:.80}"
         )
     return Tool(name, parameters or {}, description, strict=strict)
 
@@ -116,16 +117,17 @@ def _named(every: Choice, choice: Mapping[str, Any]) -> Choice:
     if choice.get("type") == "allowed_tools":
         allowed = _mapping(choice.get("allowed_tools")) or choice
         named: list[object] = [_name(tool) for tool in allowed.get("tools") or ()]
+        parallel = every.parallel
         mode: Literal["auto", "required"] = (
             "required" if allowed.get("mode") == "required" else "auto"
         )
     else:
-        named, mode = [_name(choice)], "required"
+        named, mode, parallel = [_name(choice)], "required", False  # one call, as OpenAI has it
     tools = [tool for tool in every.tools if tool.name in named]
     if len(tools) != len(named) or not named:
         wrong = [name for name in named if name not in [tool.name for tool in tools]]
         raise UsageError(f"tool_choice: expected names of the tools, got {wrong!r:.80}")
-    return replace(every, mode=mode, tools=tuple(tools))
+    return replace(every, mode=mode, tools=tuple(tools), parallel=parallel)
 
 
 def _name(choice: object) -> object:
