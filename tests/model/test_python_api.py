@@ -19,6 +19,8 @@ from isobit.cli import main
 from isobit.config import EngineConfig
 from isobit.errors import ContextFull, IsobitError, ModelRefused, UsageError
 from isobit.runtime.detokenizer import StopText
+from isobit.server.request.chat import begun
+from isobit.server.request.fields import ChatRequest
 from isobit.verify.trace import record
 from tests.helpers.synth import write_model
 
@@ -460,3 +462,28 @@ def test_a_closed_model_is_no_trap(call: Callable[[Model], object]) -> None:
         call(closed)
     except IsobitError as error:
         assert "closed" in str(error)  # noqa: PT017
+
+
+def test_messages_are_what_they_are_to_the_server() -> None:
+    question = {"role": "user", "content": "How warm is it?"}
+    function = {"name": "weather", "arguments": '{"zone": 3}'}
+    call = {"id": "a", "type": "function", "function": function}
+    result = {"role": "tool", "tool_call_id": "a", "content": "20"}
+    asked = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        question,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        result,
+    ]
+    plain = [
+        {"role": "system", "content": "Be brief."},
+        question,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        result,
+    ]
+    with isobit.load("sample", backend="cpu", context=256) as model:
+        assert model.chat_ids(asked) == model.chat_ids(plain)
+        served = begun(model, ChatRequest(messages=asked[:2])).prompt
+        assert model.chat_ids(asked[:2]) == served
+        with pytest.raises(UsageError, match=r'messages\[0\]: expected a mapping with a "role"'):
+            model.chat_ids([3])  # type: ignore[list-item]

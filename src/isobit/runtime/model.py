@@ -21,6 +21,7 @@ from isobit.runtime.loaded import locate, sample_path
 from isobit.runtime.scheduler import QueueFull
 from isobit.runtime.scoring import ScoringModel, is_batch
 from isobit.runtime.tokens import Watcher
+from isobit.text.conversation import of_program
 from isobit.text.template import ChatPrompt, chat_prompt
 
 __all__ = ["Model", "load", "locate", "sample_path"]
@@ -192,7 +193,7 @@ class Model(ScoringModel):
                 raise wrong("chat_template_kwargs", "variables of the template", name)
         return chat_prompt(
             self.tokenizer,
-            messages,
+            of_program(messages),
             tools=tools,
             documents=documents,
             most=most,

@@ -50,17 +50,17 @@ def template_variables(
         UsageError: one of them is malformed or they are too long; it names which.
     """
     messages = getattr(messages, "messages", messages)
-    if not _is_list(messages) or not messages:
+    if not is_list(messages) or not messages:
         raise UsageError("messages: expected a list of at least one message")
     for name, value in (("tools", tools), ("documents", documents)):
         if value is not None and not (
-            _is_list(value) and all(isinstance(_mapped(item), Mapping) for item in value)
+            is_list(value) and all(isinstance(_mapped(item), Mapping) for item in value)
         ):
             raise UsageError(f"{name}: expected a list of mappings or None, found {shown(value)}")
     plain = {
-        **{name: _plain(value, name) for name, value in variables.items()},
-        "tools": _plain(tools, "tools"),
-        "documents": _plain(documents, "documents"),
+        **{name: plain_value(value, name) for name, value in variables.items()},
+        "tools": plain_value(tools, "tools"),
+        "documents": plain_value(documents, "documents"),
         "messages": [_message(m, f"messages[{i}]") for i, m in enumerate(messages)],
         "add_generation_prompt": bool(add_generation_prompt),
     }
@@ -74,7 +74,7 @@ def _message(value: object, where: str) -> dict[str, Any]:
     value = _mapped(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         raise UsageError(f'{where}: expected a mapping with a "role"')
-    message = _plain({key: item for key, item in value.items() if item is not None}, where)
+    message = plain_value({key: item for key, item in value.items() if item is not None}, where)
     content = message.get("content")
     if isinstance(content, list):
         for part in content:
@@ -145,7 +145,7 @@ def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    message = _plain(message, "messages")  # a copy, to be changed
+    message = plain_value(message, "messages")  # a copy, to be changed
     for function in _functions(message):
         try:
             read = json.loads(function.get("arguments"))  # type: ignore[arg-type]
@@ -189,7 +189,8 @@ def replaced(value: Any, table: dict[int, str]) -> Any:
     return value
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether it is a sequence, and no text."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
@@ -201,7 +202,7 @@ def _mapped(value: object) -> object:
     return dump() if callable(dump) else value
 
 
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
+def plain_value(value: Any, where: str, depth: int = 0) -> Any:
     """A copy of a value in JSON's types, or UsageError."""
     if depth > MAX_DEPTH:
         raise UsageError(f"{where}: expected lists a few levels deep, found more than {MAX_DEPTH}")
@@ -213,9 +214,9 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
             return kind(value)  # of a subclass, with methods that a template could call
     if isinstance(value, Mapping):
         return {
-            _plain(key, where, depth + 1): _plain(item, where, depth + 1)
+            plain_value(key, where, depth + 1): plain_value(item, where, depth + 1)
             for key, item in value.items()
         }
-    if _is_list(value):
-        return [_plain(item, where, depth + 1) for item in value]
+    if is_list(value):
+        return [plain_value(item, where, depth + 1) for item in value]
     raise UsageError(f"{where}: expected JSON types, found {type(value).__name__}")

@@ -16,10 +16,10 @@ from isobit.server.answer.answers import Answers
 from isobit.server.anthropic.message_blocks import MessageWriter
 from isobit.server.body import read
 from isobit.server.request.chat import counted, prepared
-from isobit.server.request.conversation import checked_arguments, checked_name
 from isobit.server.request.fields import MOST_STOPS, ChatRequest, Stop
 from isobit.server.request.prompts import RequestBody, WholeNumber, of_prompt
 from isobit.server.service import Service
+from isobit.text.conversation import checked_arguments, checked_name
 
 Block = dict[str, Any]
 

@@ -26,10 +26,10 @@ from isobit.server.openai.response_tools import (
     offers,
 )
 from isobit.server.request.chat import counted, prepared
-from isobit.server.request.conversation import checked_arguments, checked_name
 from isobit.server.request.fields import ChatRequest
 from isobit.server.request.prompts import SAMPLING, RequestBody, WholeNumber, of_prompt
 from isobit.server.service import Service
+from isobit.text.conversation import checked_arguments, checked_name
 
 _CALLS = ("function_call", "custom_tool_call")
 _LOGPROBS = "message.output_text.logprobs"

@@ -15,7 +15,6 @@ from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.server.parsing.reading import AnswerReader, Name, Reader, TextReader, drawn
 from isobit.server.parsing.thinking import TAGS, Thinking, found
-from isobit.server.request.conversation import forms, left_out, normalised
 from isobit.server.request.fields import ChatRequest, Common
 from isobit.server.request.formats import asked_format
 from isobit.server.request.grammars import pattern_of
@@ -23,6 +22,7 @@ from isobit.server.request.prompts import require_countable
 from isobit.server.tool_calls import plain
 from isobit.server.tool_calls.dialects import Dialect, dialect_of, frame_of, knows
 from isobit.server.tool_calls.tools import Choice, checked, offered
+from isobit.text.conversation import forms, left_out, normalised
 from isobit.text.messages import strings
 from isobit.text.template import ChatPrompt, template_of
 

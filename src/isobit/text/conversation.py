@@ -1,7 +1,7 @@
-"""A client's messages, put into the forms that templates know before one sees them.
+"""Messages as clients and programs give them, put into the forms that templates know.
 
-What a client says must reach the model: a text that the template leaves out is refused with the
-index of its message.
+What a server's client says must reach the model: a text that the template leaves out is refused
+with the index of its message.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from typing import Any
 from pydantic_core import from_json
 
 from isobit.errors import UsageError
+from isobit.text.messages import is_list, plain_value
 
 _ROLES = {"developer": "system", "function": "tool"}
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
+def of_program(messages: object) -> list[dict[str, Any]]:
+    """:func:`normalised` of what a program gives: mappings, data classes, models of pydantic."""
+    messages = getattr(messages, "messages", messages)
+    if not is_list(messages) or not messages:
+        raise UsageError("messages: expected a list of at least one message")
+    return normalised([plain_value(m, f"messages[{i}]") for i, m in enumerate(messages)])
 
 
 def normalised(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -27,6 +36,8 @@ def normalised(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise UsageError(f'{where}: expected a mapping with a "role", got {message!r:.60}')
     role = message.get("role")
     if not isinstance(role, str):
         raise UsageError(f"{where}.role: expected a text, got {role!r:.60}")
