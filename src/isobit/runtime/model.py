@@ -33,6 +33,7 @@ class ChatVariables(TypedDict, total=False):
     tools: Sequence[Mapping[str, object]] | None
     documents: Sequence[Mapping[str, object]] | None
     chat_template_kwargs: Mapping[str, object] | None
+    most: int | None
 
 
 class Model(ScoringModel):
@@ -170,7 +171,8 @@ class Model(ScoringModel):
 
         Arguments and errors are those of :meth:`chat`.
         """
-        return self.chat_prompt(messages, most=self.context, **variables).ids
+        variables.setdefault("most", self.context)
+        return self.chat_prompt(messages, **variables).ids
 
     def chat_prompt(
         self,
@@ -185,6 +187,8 @@ class Model(ScoringModel):
 
         Raises UsageError for more than ``most`` ids, too.
         """
+        if most is not None:
+            whole("most", most, 0, 2**63 - 1, also=" or None")
         own: Mapping[str, Any] = {} if chat_template_kwargs is None else chat_template_kwargs
         instance("chat_template_kwargs", own, Mapping, "variables of the template")
         taken = ("messages", "tools", "documents", "most", "tokenizer")
