@@ -26,7 +26,7 @@ from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import matmul
+from isobit.backends.cuda.ops import launch_shapes, part_matmul
 from isobit.backends.cuda.steps import captured
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
@@ -39,9 +39,9 @@ COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
 TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
 WAYS = {
     "now": (),
-    "whole products": ((matmul, "_PART_TOKENS", 0),),
+    "whole products": ((part_matmul, "_PART_TOKENS", 0),),
     "a block a token's logits": ((captured, "_SEARCH", 0),),
-    "nothing ahead": ((matmul, "_AHEAD", 0),),
+    "nothing ahead": ((launch_shapes, "AHEAD", 0),),
 }
 FIRST = next(iter(WAYS))
 

@@ -8,7 +8,8 @@ from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, matrix_parts
 from isobit.backends.cuda.device.memory import Region
-from isobit.backends.cuda.ops.matmul import LaunchShape, prefers_tensor_cores
+from isobit.backends.cuda.ops.launch_shapes import LaunchShape
+from isobit.backends.cuda.ops.matmul import prefers_tensor_cores
 from isobit.backends.cuda.ops.top_k import ordering_bytes
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import KV_PAGE, Weight

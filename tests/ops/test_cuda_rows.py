@@ -7,7 +7,7 @@ from isobit.backends.base import Batch
 from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.fusions import step_attention
-from isobit.backends.cuda.ops import matmul
+from isobit.backends.cuda.ops import part_matmul
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
@@ -249,8 +249,8 @@ def test_products_in_parts(tmp_path, monkeypatch, most, shape):
     """Steps of several sequences leave products in parts, which the kernels behind add up; larger
     ones do not. Stages are read as a whole."""
     print("seed", SEED)
-    monkeypatch.setattr(matmul, "_PART_TOKENS", most)
-    monkeypatch.setattr(matmul, "_PART_SHAPES", (shape,))
+    monkeypatch.setattr(part_matmul, "_PART_TOKENS", most)
+    monkeypatch.setattr(part_matmul, "_PART_SHAPES", (shape,))
     geometry = Geometry(layers=2, hidden=768, heads=8, head_dim=64)
     path = write_model(tmp_path / "m.gguf", geometry, seed=SEED)
     rng, n = np.random.default_rng(SEED), 19

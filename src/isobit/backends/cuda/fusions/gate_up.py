@@ -7,9 +7,9 @@ from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import silu_gate
+from isobit.backends.cuda.ops.launch_shapes import fits_all
 from isobit.backends.cuda.ops.matmul import (
     Product,
-    fits_all,
     on_tensor_cores,
     one,
     prefers_tensor_cores,

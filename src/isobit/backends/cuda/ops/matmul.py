@@ -1,28 +1,30 @@
 """Matrix products: few pairs or many, from tiles, from the file's blocks, or with float weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, Parts, anything
+from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
+from isobit.backends.cuda.ops.launch_shapes import (
+    AHEAD,
+    BESIDE,
+    FEW,
+    LaunchShape,
+    bring,
+    fits_all,
+    launch_shape,
+)
+from isobit.backends.cuda.ops.part_matmul import lower_parts, parts_of
 from isobit.backends.cuda.ops.top_k import SortedPairs, ordering_bytes
 from isobit.backends.cuda.workspace import (
-    MIXED,
     NOT_EXCHANGED,
-    STEPS,
     BufferView,
     Exchange,
     Pass,
     Slot,
-    Source,
-    TracePoint,
 )
 from isobit.model.graph import Op, Value
 from isobit.numerics.ops import LOGIT_ROWS
@@ -33,27 +35,15 @@ _PAIRS = 8  # that share one read of a weight: CHUNK of sorted_pairs.cuh
 _MMA_FROM = 8  # pairs a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
-_FEWEST, _FEW = 16, 64
+_FEWEST = 16
 """Tokens up to which blocks share the activations of dense products, and have ten warps for
-experts; up to which steps also quantise late, fetch groups together, and make products of two
-formats by one launch."""
+experts."""
 _DEEP = 128, 512
 """Tokens between which products of many columns are faster by matmul_mma.cu."""
-_SPARE = 20 << 10  # bytes of shared memory
-_SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
-"""Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
-that fits; in a step, of groups of more than 8 pairs, the second before the first."""
 _SHAPE_OF_FEW = (2, 10, 2)
 _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
-"""By pairs of a group."""
-_BESIDE = 96
-"""Threads of the kernel behind that find registers beside a block of 16 warps."""
-_AHEAD = 9
-"""Of a layer's experts, each so many row blocks are fetched ahead by the dense product before."""
-_PART_TOKENS = 128
-"""Up to which steps leave products in parts."""
-_PART_SHAPES = (2, 10), (1, 20)
-"""Blocks of a multiprocessor, and their warps at most: the first that fits."""
+"""Shapes that go before those of launch_shapes.py: for few tokens' experts, and by pairs of a group
+of the output product."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -64,8 +54,10 @@ def lower(g: Lowering, op: Op) -> None:
     if (exchange := g.shared(y)) is not NOT_EXCHANGED:
         _lower_shared(g, weights[0], op.inputs[0], y, exchange)
         return
-    if y in g.added and (parts := _parts(g, weights, y)):
-        _lower_parts(g, weights, op.inputs[0], y, parts)
+    if y in g.added and (parts := parts_of(g, weights, y)):
+        to = BufferView(g.new(y), y.shape.width, y.shape.row[-1])
+        whole = multiply(g, weights, op.inputs[0], to)
+        lower_parts(g, weights, op.inputs[0], y, parts, to, whole)
         return
     if all(launch_shape(g, w, GROUPS[0]) for w in weights):  # few pairs are streamed
         to, exchange = g.target(y)
@@ -81,7 +73,7 @@ def _lower_shared(g: Lowering, w: DeviceWeight, x: Value, y: Value, exchange: Ex
     product, held, parts = Product(g, [w], x, None), dense_rows(g.gpu, w), len(exchange.bounds) - 1
 
     def make(p: Pass) -> None:
-        if p.tokens <= _FEW or not held:
+        if p.tokens <= FEW or not held:
             one(product, w, to.address, p.tokens, to.stride)
             return
         first, end = (p.tokens * r // parts for r in (exchange.rank, exchange.rank + 1))
@@ -89,100 +81,6 @@ def _lower_shared(g: Lowering, w: DeviceWeight, x: Value, y: Value, exchange: Ex
 
     g.emit(make)
     g.meet(exchange, y)
-
-
-def _parts(g: Lowering, weights: Sequence[DeviceWeight], y: Value) -> Parts | None:
-    """In which small passes leave a product, if they do."""
-    fused = fuse_adjacent(weights)
-    count = supers(weights[0].columns)
-    streamed = all(w.layout.fused and w.rows % (2 * TILE_ROWS) == 0 for w in fused)
-    if (
-        g.kind not in (STEPS, MIXED)
-        or not _PART_TOKENS
-        or count == 1
-        or len(fused) > 2
-        or not streamed
-    ):
-        return None
-    if count > g.gpu.multiprocessors or part_shape(g, fused, _PART_TOKENS) is None:
-        return None
-    slot = g.form(y, "parts", more=count * y.shape.width * _PART_TOKENS)
-    return Parts(slot, count, _PART_TOKENS)
-
-
-def part_shape(
-    g: Lowering, fused: Sequence[DeviceWeight], tokens: int
-) -> tuple[int, int, int, int, int] | None:
-    """How part_matmul.cu takes matrices: blocks of a multiprocessor, slices of the row blocks,
-    warps of a block, row blocks of each, and bytes of shared memory; None if it does not."""
-    row_blocks = sum(w.rows for w in fused) // (2 * TILE_ROWS)
-    slot = 2 * TILE_ROWS * max(w.layout.format.block_bytes for w in fused)
-    for blocks, most_warps in _PART_SHAPES:
-        slices = min(blocks * g.gpu.multiprocessors // supers(fused[0].columns), row_blocks)
-        each = -(-row_blocks // slices)
-        rounds = -(-each // most_warps)
-        warps = -(-each // rounds)
-        shared = tokens * COLUMN_ACT_BYTES + warps * rounds * slot
-        if shared <= (g.gpu.shared_most - _SPARE) // blocks - 1024:
-            return blocks, slices, warps, rounds, shared
-    return None
-
-
-def _lower_parts(
-    g: Lowering, weights: Sequence[DeviceWeight], x: Value, y: Value, parts: Parts
-) -> None:
-    """In parts in small passes, in large ones as a whole."""
-    to, width = BufferView(g.new(y), y.shape.width, y.shape.row[-1]), y.shape.width
-    whole, acts = multiply(g, weights, x, to), g.acts(x, weights[0].columns)
-    g.parts[y], ahead, (w, *more) = parts, g.ahead, fuse_adjacent(weights)
-
-    def make(p: Pass) -> None:
-        n = p.tokens
-        shape = part_shape(g, [w, *more], n)
-        if parts.count(p) == 1 or shape is None:
-            whole(p)
-            return
-        blocks, slices, warps, rounds, shared = shape
-        defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "ROUNDS": rounds}
-        defines |= {"BLOCK": 32 * warps, "AT_ONCE": blocks}
-        defines |= {"MORE": f"Tiled{more[0].layout.format.name}"} if more else {}
-        room = {1: (16, _BESIDE), 2: (8, 64)}.get(blocks, (0, 0))
-        defines |= {"BESIDE": room[1]} if warps <= room[0] else {}
-        brought = _bring(ahead, n)
-        defines |= {"AHEAD": _AHEAD} if brought[-1] else {}
-        second, more_rows = (more[0].address, more[0].rows) if more else (0, 0)
-        rows = w.rows // (2 * TILE_ROWS), more_rows // (2 * TILE_ROWS)
-        g.launch(
-            "ops/part_matmul",
-            (slices * parts.parts,),
-            (w.address, second, *rows, parts.parts, slices, acts.address, n)
-            + (parts.slot.address, width, *brought),
-            defines,
-            shared=shared,
-        )
-
-    def read(source: Source, p: Pass) -> NDArray[np.generic]:
-        rows, n = p.rows(y.shape), parts.count(p)
-        found = np.empty((n, rows, width), np.float32)
-        source.download(parts.slot.address if n > 1 else to.address, found)
-        total = found[0] if n == 1 else np.zeros_like(found[0])
-        for part in found if n > 1 else ():
-            total += part
-        whole: NDArray[np.generic] = total.reshape(rows, *y.shape.row)
-        return whole
-
-    g.emit(make)
-    if y.name is not None:
-        g.made.append(TracePoint(y, read))
-
-
-def _bring(ahead: Ahead, tokens: int) -> tuple[int, int, int, int]:
-    """Arguments of what brings experts' weights into the device's cache; 0s if nothing does."""
-    if not _AHEAD or not ahead.weights or not GROUPS[0] < tokens <= _FEW:
-        return 0, 0, 0, 0
-    gate, up = ahead.weights
-    each = gate.layout.format.nbytes(TILE_ROWS * gate.columns)
-    return gate.address, up.address, each, gate.matrices * gate.rows // TILE_ROWS
 
 
 class Product:
@@ -242,7 +140,7 @@ class Product:
 
     def late(self, p: Pass) -> bool:
         """Whether it quantises its activations itself (FLOATS of batch_matmul.cu)."""
-        return self._quantise is not None and p.tokens <= _FEW
+        return self._quantise is not None and p.tokens <= FEW
 
     def begin(self, p: Pass) -> None:
         """Queue what has to be there."""
@@ -329,7 +227,7 @@ def multiply(
                 one(product, w, at, product.pairs(p), stride, exchange=exchange)
                 at += 4 * w.rows
                 continue
-            few = left and p.tokens <= _FEW and product.shape(p, left[0])
+            few = left and p.tokens <= FEW and product.shape(p, left[0])
             more = left.pop(0) if few else None
             planned = not product.stack or later
             stream(product, p, w, at, stride, more=more, planned=planned, exchange=exchange)
@@ -450,67 +348,6 @@ def on_tensor_cores(
     )
 
 
-@dataclass(frozen=True)
-class LaunchShape:
-    """How batch_matmul.cu fits a multiprocessor."""
-
-    blocks: int
-    warps: int
-    """Of a block."""
-    depth: int
-    """Superblocks on their way to a warp."""
-    columns: int
-
-    def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
-        """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
-        row block is split, the parts of two."""
-        slot = 2 * TILE_ROWS * w.layout.format.block_bytes
-        parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
-        of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
-        return of_columns + self.warps * (64 + self.depth * slot)
-
-    def shared_most(self, g: Lowering) -> int:
-        """Shared memory of each block. In a captured step some is left to the kernel behind, so
-        that it can start early."""
-        spare = _SPARE if g.captured else 0
-        return (g.gpu.shared_most - spare) // self.blocks - 1024
-
-    def shallow(self, w: DeviceWeight) -> bool:
-        """Whether activations leave half of the memory to weights."""
-        return 2 * supers(w.columns) * self.columns * COLUMN_ACT_BYTES <= self.shared(w)
-
-
-def launch_shape(
-    g: Lowering,
-    w: DeviceWeight,
-    columns: int,
-    up: DeviceWeight | None = None,
-    *,
-    first: Sequence[tuple[int, int, int]] = (),
-    ordering: int = 0,
-) -> LaunchShape | None:
-    """How batch_matmul.cu takes a matrix, or ``up`` beside it, with groups of so many pairs; None
-    if it does not. first: shapes that go before; ordering: bytes of shared memory besides."""
-    alike = up is None or (w.layout, w.rows, w.columns) == (up.layout, up.rows, up.columns)
-    if not w.layout.fused or w.rows % (2 * TILE_ROWS) or not alike:
-        return None
-    two, one, last = _SHAPES
-    wide = g.captured and columns > GROUPS[0]
-    for blocks, warps, least in (*first, *((one, two, last) if wide else _SHAPES)):
-        for depth in (4, 3, 2, 1)[: 5 - least]:
-            how = LaunchShape(blocks, warps, depth, columns)
-            if how.shared(w) + ordering <= how.shared_most(g):
-                return how
-    return None
-
-
-def fits_all(
-    g: Lowering, w: DeviceWeight, up: DeviceWeight | None = None, *, ordering: int = 0
-) -> bool:
-    """Whether it takes groups of every size."""
-    return all(launch_shape(g, w, columns, up, ordering=ordering) for columns in GROUPS)
-
-
 def stream(
     product: Product,
     p: Pass,
@@ -545,7 +382,7 @@ def stream(
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
-    defines |= {"BESIDE": _BESIDE} if dense and how.warps == 16 and columns == GROUPS[0] else {}
+    defines |= {"BESIDE": BESIDE} if dense and how.warps == 16 and columns == GROUPS[0] else {}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
     defines |= {"SPLIT": 1} if split else {}
@@ -555,7 +392,7 @@ def stream(
         defines |= {"FLOATS": 1}
         exchange = product.exchange
     defines |= exchange.defines
-    defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
+    defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= FEW else {}
     if more:
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
@@ -563,9 +400,9 @@ def stream(
     if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
-    defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= _FEW else {}
-    ahead = _bring(product.ahead, p.tokens) if dense else (0, 0, 0, 0)
-    defines |= {"AHEAD": _AHEAD} if ahead[-1] else {}
+    defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= FEW else {}
+    ahead = bring(product.ahead, p.tokens) if dense else (0, 0, 0, 0)
+    defines |= {"AHEAD": AHEAD} if ahead[-1] else {}
     second = up or more
     product.g.launch(
         "ops/batch_matmul",
