@@ -343,20 +343,29 @@ def test_a_server_that_ends_says_so_and_a_second_ctrl_c_does_not_wait(replicas: 
         ends_well(running)
 
 
-def test_a_reader_that_stops_reading_does_not_keep_the_server(
-    monkeypatch: pytest.MonkeyPatch, alone: Model, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(serving, "_TELLING", 0.2)
-    with socket.socket() as listener, Service(alone, name="m") as service:
+@contextmanager
+def without_grace(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> Iterator[tuple[serving.Server, threading.Thread, tuple[str, int]]]:
+    """A server of this process that has no time left once it is to end, its thread, its address."""
+    with socket.socket() as listener, Service(model, name="m") as service:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         server = serving.prepared(service, build(service), 0, caplog.messages.append)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
+        yield server, thread, listener.getsockname()
+
+
+def test_a_reader_that_stops_reading_does_not_keep_the_server(
+    monkeypatch: pytest.MonkeyPatch, alone: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "_TELLING", 0.2)
+    with without_grace(alone, caplog) as (server, thread, at):
         body = json.dumps({"prompt": PROMPT, "max_tokens": 900, "n": 64, "stream": True}).encode()
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            s.connect(listener.getsockname())
+            s.connect(at)
             s.sendall(head("/v1/completions", len(body)) + body)
             wait_for(lambda: any(c.transport.get_write_buffer_size() for c in connections(server)))
             server.handle_exit(signal.SIGTERM, None)
@@ -377,13 +386,8 @@ def test_a_request_that_is_not_read_yet_does_not_keep_the_server(
 
     monkeypatch.setattr(serving, "_TELLING", 0.2)
     monkeypatch.setattr(completions, "encoded", forever)
-    with socket.socket() as listener, Service(alone, name="m") as service:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = serving.prepared(service, build(service), 0, caplog.messages.append)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        with socket.create_connection(listener.getsockname()) as s:
+    with without_grace(alone, caplog) as (server, thread, at):
+        with socket.create_connection(at) as s:
             s.sendall(head("/v1/completions", 14) + b'{"prompt":"x"}')
             assert begun.wait(60)
             server.handle_exit(signal.SIGTERM, None)
