@@ -11,7 +11,7 @@ from isobit.config import EngineConfig
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path):
+def asked(monkeypatch):
     """What a driver is asked for: each name, and whether something failed before."""
     names, fails = [], set()
 
@@ -21,7 +21,7 @@ def asked(monkeypatch, tmp_path):
     asks = ("cuInit", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2")
     driver = SimpleNamespace(**{name: function(name) for name in asks})
     monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-    monkeypatch.setattr(backends, "_NVIDIA", (str(tmp_path),))
+    monkeypatch.setattr(backends, "may_have_gpu", lambda: True)
     return names, fails
 
 
@@ -46,7 +46,7 @@ def test_nobody_asks_where_no_backend_will(asked, monkeypatch):
     for backend, engine in (("cpu", {}), ("wgpu", {}), ("reference", {}), ("auto", {"parts": 2})):
         held(backend, **engine)
     held("auto", stages=("host:1",), stage_key=b"x")
-    monkeypatch.setattr(backends, "_NVIDIA", ("/nothing/there",))
+    monkeypatch.setattr(backends, "may_have_gpu", lambda: False)
     held("auto")
     assert names == []
 

@@ -1,7 +1,6 @@
 """Backends by name."""
 
 import ctypes
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,10 +46,6 @@ def warn(note: str) -> None:
         warnings.warn(note, stacklevel=2)
 
 
-_NVIDIA = "/dev/nvidiactl", "/dev/dxg"
-"""Files of its driver: on Linux, and within WSL."""
-
-
 @contextmanager
 def driver_held(name: str, engine: EngineConfig) -> Iterator[None]:
     """Have NVIDIA's driver and a context opened by a thread, if a backend may ask for them within.
@@ -60,7 +55,7 @@ def driver_held(name: str, engine: EngineConfig) -> Iterator[None]:
     """
     done = threading.Event()
     asks = name in ("cuda", *VARIANTS) or (name == "auto" and engine.parts == 1)
-    if asks and not engine.stages and any(map(os.path.exists, _NVIDIA)):
+    if asks and not engine.stages and may_have_gpu():
         with suppress(RuntimeError):  # no thread
             threading.Thread(target=_hold_driver, args=(done,)).start()
     try:
