@@ -386,13 +386,15 @@ def test_a_request_that_is_not_read_yet_does_not_keep_the_server(
 
     monkeypatch.setattr(serving, "_TELLING", 0.2)
     monkeypatch.setattr(completions, "encoded", forever)
-    with without_grace(alone, caplog) as (server, thread, at):
-        with socket.create_connection(at) as s:
-            s.sendall(head("/v1/completions", 14) + b'{"prompt":"x"}')
-            assert begun.wait(60)
-            server.handle_exit(signal.SIGTERM, None)
-            thread.join(60)
-            assert not thread.is_alive()
+    with (
+        without_grace(alone, caplog) as (server, thread, at),
+        socket.create_connection(at) as s,
+    ):
+        s.sendall(head("/v1/completions", 14) + b'{"prompt":"x"}')
+        assert begun.wait(60)
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(60)
+        assert not thread.is_alive()
     assert "Traceback" not in caplog.text
 
 
