@@ -55,7 +55,7 @@ def measure(model, generating, prompt, rng):
         for generation in running:
             generation.cancel()
 
-    by_tokens, ran = defaultdict(list), engine._prefill_budget.ran
+    by_tokens, ran = defaultdict(list), engine.prefill_budget.ran
 
     def noted(among, tokens, attended, seconds):
         ran(among, tokens, attended, seconds)
@@ -66,10 +66,10 @@ def measure(model, generating, prompt, rng):
         before = submit(prompt // 16, 1)
         passes(engine, lambda: not before.ended)
     arrived = submit(prompt, 1)
-    engine._prefill_budget.ran = noted
+    engine.prefill_budget.ran = noted
     beside = passes(engine, lambda: not arrived.ended)
     end(running)
-    engine._prefill_budget.ran = ran
+    engine.prefill_budget.ran = ran
     running, left = begun(), iter(beside)  # the same positions without it
     alone = passes(engine, lambda: next(left, None) is not None)
     end(running)

@@ -515,7 +515,7 @@ def test_closing_a_stream_from_a_thread_ends_who_reads_it_in_a_loop(
 ) -> None:
     async def run(model: Model) -> None:
         # Passes do not run, so that nothing but its closing can wake the reader.
-        monkeypatch.setattr(model.generations, "_begin_thread", lambda: None)
+        monkeypatch.setattr(model.generations._thread, "_begin", lambda: None)
         stream = model.stream(heldout[:9], max_tokens=5)
         read = asyncio.create_task(anext(stream))
         while not (stream._generation and stream._generation.listen):
@@ -535,7 +535,7 @@ def test_tokens_that_were_generated_elsewhere_are_a_prompt_to_the_pace(
     engine: Engine, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[int, int]] = []
-    monkeypatch.setattr(engine._prefill_budget, "ran", lambda *of: ran.append(of[:2]))
+    monkeypatch.setattr(engine.prefill_budget, "ran", lambda *of: ran.append(of[:2]))
     generation = engine.submit(heldout[:30], 80, Sampling(), begun=heldout[30:100], salt=None)
     engine.step()
     assert generation.decode_seconds == 0 < generation.prefill_seconds

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from isobit.runtime.batches import Part
 from isobit.runtime.engine import Engine
 from isobit.runtime.generation import Stream
 from isobit.runtime.model import Model
+from isobit.runtime.pass_thread import PassThread
 from isobit.runtime.sampler import Sampling
 from isobit.runtime.scheduler import Limits
 from isobit.runtime.tokens import Generation, Token
@@ -205,7 +208,7 @@ def test_an_interruption_leaves_the_others_what_they_get_alone() -> None:
             owner, name = {
                 "in the pass": (model.backend, "run"),
                 "handing out": (first, "give"),
-                "handed out": (engine, "_end_if_over"),
+                "handed out": (engine._books, "_end_if_over"),
             }[where]
             own = getattr(owner, name)
 
@@ -226,7 +229,7 @@ def test_a_stream_that_an_event_loop_left_stands_until_it_is_read_again(
     engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = model.generate(heldout[:9], max_tokens=60).token_ids
-    monkeypatch.setattr("isobit.runtime.engine._AFTER_READER", 0.0)
+    monkeypatch.setattr("isobit.runtime.pass_thread._AFTER_READER", 0.0)
     run, passes = engine._run, 0
 
     def counted(parts: Sequence[Part]) -> object:
@@ -286,3 +289,16 @@ def test_states_that_cannot_be_copied_end_who_needs_them(monkeypatch: pytest.Mon
         engine.scheduler.blocks.check([])
         assert not engine.scheduler.running
         assert list(engine.submit(prompt, 3, Sampling())) == tokens
+
+
+def test_a_thread_that_is_ended_meanwhile_is_none() -> None:
+    class Ended(PassThread):
+        def __init__(self) -> None:
+            self.threads: Sequence[Any] = [SimpleNamespace(is_alive=lambda: True), None]
+
+        @property
+        def _thread(self) -> Any:  # type: ignore[override]
+            thread, *self.threads = self.threads
+            return thread
+
+    assert Ended().alive

@@ -3,8 +3,6 @@ requests that come in as the server ends. Who comes first is decided here, not b
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,7 +10,6 @@ import openai
 import pytest
 
 from isobit.runtime.detokenizer import StopText
-from isobit.runtime.engine import Engine
 from isobit.runtime.model import Model
 from isobit.runtime.request import Request
 from isobit.runtime.sampler import Sampling
@@ -98,17 +95,3 @@ def test_metrics_are_of_one_moment(
     pages = {name: float(v) for name, v in found[0].items() if "cache_pages" in name}
     assert sum(pages.values()) == service.engine.scheduler.blocks.total
     assert float(found[0]["isobit_requests_running"]) == pages["isobit_cache_pages_held"] == 0
-
-
-def test_an_engine_that_is_stopped_meanwhile_does_not_serve() -> None:
-    class Stopped(Engine):
-        def __init__(self) -> None:
-            self.threads: Sequence[Any] = [SimpleNamespace(is_alive=lambda: True), None]
-
-        @property
-        def _thread(self) -> Any:  # type: ignore[override]
-            thread, *self.threads = self.threads
-            return thread
-
-    serving: Callable[[], bool] = lambda: Stopped().serving  # noqa: E731
-    assert serving()
