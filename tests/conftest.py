@@ -8,10 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
+from tests.helpers.seed import SEED
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Fresh random numbers; a failing test's output shows the seed."""
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"rng seed {seed}")
-    return np.random.default_rng(seed)
+    print("seed", SEED)
+    return np.random.default_rng(SEED)

@@ -14,8 +14,6 @@ from isobit.config import EngineConfig
 from isobit.errors import ContextFull, GateFailed, UsageError
 from isobit.runtime.model import Model
 
-SEED = int(np.random.SeedSequence().generate_state(1)[0])
-
 
 @pytest.fixture
 def model():
@@ -24,9 +22,9 @@ def model():
         yield opened
 
 
-def test_steps_together_have_the_bits_of_steps_alone(model: Model) -> None:
-    print("seed", SEED)
-    rng = np.random.default_rng(SEED)
+def test_steps_together_have_the_bits_of_steps_alone(
+    model: Model, rng: np.random.Generator
+) -> None:
     prompts = [rng.integers(0, model.config.vocab, n).tolist() for n in (1, 70, 9)]
     tokens = rng.integers(0, model.config.vocab, 3).tolist()
     alone = []

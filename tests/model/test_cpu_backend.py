@@ -1,6 +1,5 @@
 """Whole passes of the CPU backend against the reference: every stage, bit for bit."""
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +22,6 @@ from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from isobit.runtime.model import load, sample_path
 from tests.helpers.blocks import set_d, set_dmin
-
-
-@pytest.fixture
-def rng():
-    seed = int(os.environ.get("ISOBIT_TEST_SEED", np.random.SeedSequence().entropy % (1 << 32)))
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="module")

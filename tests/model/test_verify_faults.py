@@ -43,13 +43,6 @@ def clean() -> Iterator[Model]:
         yield model
 
 
-@pytest.fixture
-def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
-
-
 def found(faulty: Model, clean: Model) -> Diff:
     with faulty:
         return verify(faulty, ModelRun(clean), IDS)

@@ -14,10 +14,10 @@ from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.ops import rms_norm, top_k
 from isobit.backends.cuda.ops.matmul import one
 from isobit.backends.cuda.steps.programs import CaptureSizes
+from tests.helpers.seed import SEED
 
 from .cuda_emulator import EmulatedGpu
 
-SEED = int(np.random.SeedSequence().entropy % (1 << 32))
 F32 = np.float32
 
 

@@ -6,7 +6,6 @@ cut as the case says and must give the same bits of every value that has a name,
 what lies behind the memory of each.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,11 +34,9 @@ from isobit.numerics.ops import (
     SelectRows,
 )
 from tests.helpers.geometries import QWEN3_30B_A3B
+from tests.helpers.seed import SEED
 
 from .inputs import around_edges, before_guard_page, floats
-
-SEED = int(os.environ.get("ISOBIT_TEST_SEED", np.random.SeedSequence().entropy % (1 << 32)))
-"""Of all cases; ISOBIT_TEST_SEED repeats those of a failed test."""
 
 VARIANTS = "unfused", "dot-plain", "amx"
 """Ways for a few cases: op by op, where a backend takes several operations in one; without the

@@ -10,7 +10,7 @@ from isobit import numerics
 from isobit.backends.cuda.ops import attention
 from isobit.numerics import KV_PAGE
 
-from .cuda_support import F32, SEED, Buffers, open_gpu, same
+from .cuda_support import F32, Buffers, open_gpu, same
 
 HEAD = 128
 
@@ -22,12 +22,6 @@ def gpu(request):
         device.warpgroups = True
     yield device
     device.close()
-
-
-@pytest.fixture
-def rng():
-    print("seed", SEED)
-    return np.random.default_rng(SEED)
 
 
 def vectors(rng, count, heads):

@@ -10,10 +10,11 @@ from isobit.backends.cuda.fusions import decode_launches, step_attention
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
+from tests.helpers.seed import SEED
 from tests.helpers.synth import Q4_K_M, Geometry, write_model
 
 from .cuda_emulator import EmulatedGpu
-from .cuda_support import SEED, Buffers, open_cuda, open_gpu, ragged, same, sized
+from .cuda_support import Buffers, open_cuda, open_gpu, ragged, same, sized
 from .test_cuda_forward import check, weights  # noqa: F401
 
 

@@ -10,8 +10,9 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.stages import ON_REQUEST
 from isobit.model.weights import Weights
 from isobit.runtime.model import sample_path
+from tests.helpers.seed import SEED
 
-from .cuda_support import SEED, open_cuda, ragged
+from .cuda_support import open_cuda, ragged
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from isobit.model.architectures import qwen35
 from isobit.model.weights import Weights
 from isobit.numerics import Weight
 from tests.helpers.geometries import AnyTensors
+from tests.helpers.seed import SEED
 from tests.helpers.synth import _random
 
 from .cuda_emulator import EmulatedGpu
-from .cuda_support import SEED, open_gpu, ragged, same, sized
+from .cuda_support import open_gpu, ragged, same, sized
 from .test_cuda_decode import kernels_of_step
 
 CONFIG = qwen35.Config(

@@ -16,6 +16,7 @@ from isobit.runtime.model import Model, sample_path
 from isobit.verify.faults import with_backend
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
+from tests.helpers.seed import SEED
 from tests.model import (
     test_deepseek2,
     test_gemma,
@@ -31,7 +32,7 @@ from tests.model import (
     test_qwen35,
 )
 
-from .cuda_support import SEED, open_cuda, same
+from .cuda_support import open_cuda, same
 from .test_cuda_forward import ALWAYS
 
 KINDS = (

@@ -14,9 +14,10 @@ from isobit.backends.cuda.ops.top_k import ordering_bytes
 from isobit.gguf.formats import FORMATS
 from isobit.numerics import KV_PAGE, Weight
 from tests.helpers.blocks import set_d, set_dmin
+from tests.helpers.seed import SEED
 
 from .cuda_emulator import EmulatedGpu
-from .cuda_support import F32, SEED, Alone, Buffers, open_gpu, same
+from .cuda_support import F32, Alone, Buffers, open_gpu, same
 
 
 @pytest.fixture(params=["emulated", "cuda"])
@@ -24,12 +25,6 @@ def gpu(request):
     device = open_gpu(request.param)
     yield device
     device.close()
-
-
-@pytest.fixture
-def rng():
-    print("seed", SEED)
-    return np.random.default_rng(SEED)
 
 
 def activations(rng, *shape):

@@ -11,10 +11,11 @@ from isobit.backends.cuda.ops import part_matmul
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
+from tests.helpers.seed import SEED
 from tests.helpers.synth import Geometry, write_model
 
 from .cuda_emulator import EmulatedGpu
-from .cuda_support import SEED, open_gpu, ragged, same, sized
+from .cuda_support import open_gpu, ragged, same, sized
 from .test_cuda_decode import SHAPES
 from .test_cuda_forward import check
 

@@ -7,9 +7,10 @@ from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
+from tests.helpers.seed import SEED
 from tests.helpers.synth import Geometry, write_model
 
-from .cuda_support import SEED, open_gpu, sized
+from .cuda_support import open_gpu, sized
 from .test_cuda_rows import Texts, launched
 
 

@@ -28,10 +28,11 @@ from isobit.numerics.ops import (
     TopK,
 )
 from tests.helpers.geometries import QWEN3_30B_A3B
+from tests.helpers.seed import SEED
 from tests.model.test_split import Meeting
 
 from .cases.pointwise import softcap
-from .harness import SEED, Case, Writer, specified, traced, written
+from .harness import Case, Writer, specified, traced, written
 from .inputs import floats
 
 

@@ -49,13 +49,6 @@ RANGES = {  # code, scale, min: least and greatest
 }
 
 
-@pytest.fixture
-def rng():
-    seed = np.random.SeedSequence().entropy
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
-
-
 def random_blocks(rng, fmt: Format, n: int) -> np.ndarray:
     return rng.integers(0, 256, (n, fmt.block_bytes), dtype=np.uint8)
 
