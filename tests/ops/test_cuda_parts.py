@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,11 +70,7 @@ class OneOfSeveral(EmulatedGpu):
 
     def launch(self, stem: str, kernel: str, *a: object, **k: object) -> None:
         self._check()
-        key = kernel, tuple(sorted((k.get("defines") or {}).items()))
-        if self._runs and self.loaded:
-            assert key in self.known, f"{kernel} was not known before the pass"
-            self.fails(kernel)
-        self.known.add(key)
+        self._knows(kernel, **k)
         if "BOUNDS" in (k.get("defines") or {}):
             self._copy = self.rank
             at_once = kernel == "decode_attn_out"  # any of its blocks may send what one waits for
@@ -84,11 +80,27 @@ class OneOfSeveral(EmulatedGpu):
             with _EMULATOR:
                 super().launch(stem, kernel, *a, **k)
 
+    def _knows(self, kernel: str, defines: Mapping[str, str] | None = None, **_: object) -> None:
+        key = kernel, tuple(sorted((defines or {}).items()))
+        if self._runs and self.loaded:
+            assert key in self.known, f"{key} was not known before the pass"
+            self.fails(kernel)
+        self.known.add(key)
+
     def capture(self, queue: Callable[[], None]) -> object:
         runs, self._runs = self._runs, False
         queue()
         self._runs = runs
         return super().capture(queue)
+
+
+class Idle(OneOfSeveral):
+    """Runs nothing, as a large device would."""
+
+    multiprocessors = 132
+
+    def launch(self, _: str, kernel: str, *__: object, **k: object) -> None:
+        self._knows(kernel, **k)
 
 
 def opened(
@@ -241,6 +253,23 @@ def test_whole_experts(
     assert all(np.array_equal(v, expected[key]) for key, v in got.items())
     split.close()
     whole.close()
+
+
+@pytest.mark.parametrize("shares", [(), (3, 1)])
+def test_passes_of_any_size_find_their_kernels(shares: tuple[int, ...], weights: Weights) -> None:
+    """From those that padded batches are for up to a chunk."""
+    engine = EngineConfig(context=640, max_sequences=2, chunk=320, parts=2, expert_shares=shares)
+    gpus = [Idle(1, r) for r in range(2)]
+    backend, rng = CudaPartsBackend(weights, engine, gpus), np.random.default_rng(1)
+    for gpu in gpus:
+        gpu.loaded = True
+    pages = np.arange(20, dtype=np.int32).reshape(2, 10)
+    for n in (*range(5, 80), *range(80, engine.chunk, 7)):
+        for parts in ([(0, n)], [(n, n - 1), (9, 1)]):
+            batch = ragged(rng, weights.config.vocab, parts, pages[: len(parts)])
+            for rows in (batch.logit_rows[-1:], batch.logit_rows):
+                backend.run(replace(batch, logit_rows=rows), LOGITS)
+    backend.close()
 
 
 class Noting(EmulatedGpu):

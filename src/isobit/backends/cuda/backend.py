@@ -151,6 +151,11 @@ class CudaBackend(Backend):
         kernels, graphs = self._programs.prepare(step)
         return f"kernels compiled: {kernels}, graphs captured: {graphs}"
 
+    def load_kernels(self) -> None:
+        """Have those of any pass that is not captured."""
+        self._gpu.activate()
+        self._programs.load_kernels()
+
     def close(self) -> None:
         """Free the device's memory."""
         self._gpu.close()

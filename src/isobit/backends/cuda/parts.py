@@ -38,13 +38,11 @@ from isobit.backends.base.kv_pages import Headroom
 from isobit.backends.cuda.backend import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.steps.passes import LOGIT_ROWS_AT_ONCE
 from isobit.backends.cuda.steps.programs import Programs, headroom
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
 from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
-from isobit.numerics import KV_PAGE
 
 T = TypeVar("T")
 
@@ -93,7 +91,8 @@ class CudaPartsBackend(Backend):
                 tell(b, gpu, rank, every, self._flags.ctypes.data)
             sites = [i.sites for e in self._here[0].exchanges for i in e.values()]
             self._passes, self._renewed_after = 0, _NUMBERS // max(sites)
-            self._rehearse_passes()
+            for b in self._here:  # one finds what the one before it compiled
+                self._each([b.load_kernels])
         except BaseException:
             self.close()
             raise
@@ -148,8 +147,7 @@ class CudaPartsBackend(Backend):
         return self._together(work, len(tokens), ("greedy",), passes=count)[0]
 
     def prepare(self, step: Progress = unwatched) -> str:
-        """See :class:`isobit.backends.base.Backend`; one device finds what the one before it
-        compiled."""
+        """See :class:`isobit.backends.base.Backend`."""
         made = [self._each([partial(b.prepare, step)])[0] for b in self._here]
         return made[0]
 
@@ -217,22 +215,6 @@ class CudaPartsBackend(Backend):
         """Have all that passes need ready, and run none."""
         pairs = zip(self._gpus, work, strict=True)
         self._each([partial(_rehearsed, gpu, w) for gpu, w in pairs])
-
-    def _rehearse_passes(self) -> None:
-        """The same for passes of any size: what runs changes once with the number of tokens, of a
-        sequence, and of rows, so that the ends of the range are all there is."""
-        most = min(self.engine.chunk, self.limits.positions)
-        many = LOGIT_ROWS_AT_ONCE
-        for tokens, rows, alone in ((2, 1, True), (most, many, True), (most, 1, False)):
-            at = np.arange(tokens, dtype=np.int32)
-            last = at[-min(rows, tokens) :]
-            of, position = (0 * at, at) if alone else (at, 0 * at)
-            pages = np.zeros((1 if alone else tokens, -(-most // KV_PAGE)), np.int32)
-            batch = Batch(0 * at, position, of, pages, last)
-            given = np.zeros((len(last), 1), np.int32)
-            measured = Wanted(False, argmax=True, top=1, given=given, hidden=True, digests=True)
-            for wanted in (LOGITS, measured):
-                self._rehearse([partial(b.compute, batch, wanted, None, None) for b in self._here])
 
 
 def _headroom(weights: Weights, settings: EngineConfig, gpu: Gpu) -> Headroom:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isobit.backends.base import Limits, Progress
+from isobit.backends.base import Limits, Progress, unwatched
 from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.base.workspace import BATCH, TILES
 from isobit.backends.cuda.device.memory import STAGING_BYTES, Plan
@@ -160,9 +160,8 @@ class Programs:
         """Compile what passes of any kind launch, and capture what is captured; how many kernels
         there were to compile, and how many graphs there are. ``step``: done, of so many kernels."""
         captures = self.captures()
-        compiled = self._gpu.compile(lambda: self.rehearse(captures), step)
+        compiled = self.load_kernels(captures, step)
         with self._gpu.rehearsal():
-            self.rehearse(())
             self.passes.capture()
             if self.mixed is not None:
                 self.passes.capture_no_more()
@@ -170,6 +169,16 @@ class Programs:
                 for key in graphs.keys:
                     graphs[key]
         return compiled, sum(len(graphs.keys) for graphs in captures)
+
+    def load_kernels(
+        self, captures: Iterable[Captures[Any]] = (), step: Progress = unwatched
+    ) -> int:
+        """Have all that passes launch compiled, and what is not captured on the device; how many
+        kernels there were to compile. ``captures``: of these, too."""
+        compiled = self._gpu.compile(lambda: self.rehearse(captures), step)
+        with self._gpu.rehearsal():
+            self.rehearse(())
+        return compiled
 
     def rehearse(self, captures: Iterable[Captures[Any]]) -> None:
         """Queue what passes of any kind launch; of those that are captured, these."""
