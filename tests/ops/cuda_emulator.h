@@ -40,7 +40,7 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 static uint3_ threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
-struct Warp { int arrived = 0; long generation = 0; unsigned long long slot[2][32]; };
+struct Warp { int arrived = 0; long generation = 0; unsigned long long slot[2][32]; int registers[2][32][6]; };
 struct Block {
     uint3_ index;
     int live = 0, arrived = 0;
@@ -104,7 +104,7 @@ static void sync_warp() {
     if (++w.arrived == 32) { w.arrived = 0; w.generation++; progress++; }
     while (w.generation == g) yield();
 }
-template <class T> T exchange(T v, std::function<T(const T*)> pick) {
+template <class T, class Pick> T exchange(T v, Pick pick) {
     int parity = fiber->parity ^= 1;
     Warp& w = warp();
     memcpy(&w.slot[parity][threadIdx.x % 32], &v, sizeof v);
@@ -112,6 +112,15 @@ template <class T> T exchange(T v, std::function<T(const T*)> pick) {
     T all[32];
     for (int i = 0; i < 32; i++) memcpy(&all[i], &w.slot[parity][i], sizeof v);
     return pick(all);
+}
+// What every lane has in some registers.
+template <int N> auto& registers(const int (&mine)[N]) {
+    static_assert(N <= 6);
+    int parity = fiber->parity ^= 1;
+    Warp& w = warp();
+    memcpy(w.registers[parity][threadIdx.x % 32], mine, sizeof mine);
+    sync_warp();
+    return w.registers[parity];
 }
 constexpr size_t STACK = 64 << 10;
 // Given back after each launch: every kernel is a library, and 1,024 stacks are 64 MB.
@@ -330,22 +339,20 @@ static inline void load_matrices(int (&r)[4], SharedAddress address) {
     });
     __syncwarp();
 }
-template <int N> void gather_lanes(const int (&mine)[N], int (&all)[N][32]) {
-    for (int i = 0; i < N; i++)
-        emu::exchange<int>(mine[i], [&](const int* a) { memcpy(all[i], a, sizeof all[i]); return 0; });
-}
 // a: registers of rows g and g+8 for each 16 values in turn; b: one for each 16 values.
 template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES]) {
-    int as[2 * HALVES][32], bs[HALVES][32], l = threadIdx.x % 32;
-    gather_lanes(a, as);
-    gather_lanes(b, bs);
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 16 * HALVES; k++) {
-            int lane = k % 16 / 4, byte = 8 * (k % 4), column = l % 4 * 2 + i % 2;
-            int x = as[k / 16 * 2 + i / 2][l / 4 * 4 + lane] >> byte;
-            int y = (signed char)(bs[k / 16][column * 4 + lane] >> byte);
-            c[i] += (signed char)x * y;
+    int mine[3 * HALVES], l = threadIdx.x % 32;
+    memcpy(mine, a, sizeof a);
+    memcpy(mine + 2 * HALVES, b, sizeof b);
+    auto& all = emu::registers(mine);
+    signed char rows[2][16 * HALVES], columns[2][16 * HALVES];
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 4 * HALVES; k++) {
+            memcpy(&rows[i][4 * k], &all[l / 4 * 4 + k % 4][k / 4 * 2 + i], 4);
+            memcpy(&columns[i][4 * k], &all[(l % 4 * 2 + i) * 4 + k % 4][2 * HALVES + k / 4], 4);
         }
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16 * HALVES; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
 }
 static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b); }
 static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b); }
@@ -385,9 +392,9 @@ template <int N, class A> void product_of_rows(int (&c)[N], A a, Matrix b, bool 
     });
 }
 template <int N> void product_rows(int (&c)[N], const int (&a)[4], Matrix b, bool more) {
-    struct Lanes { int of[4][32]; } as;
-    gather_lanes(a, as.of);
-    product_of_rows(c, [=](int row, int k) { return int((signed char)(as.of[k / 16 * 2 + row / 8][row % 8 * 4 + k % 16 / 4] >> 8 * (k % 4))); }, b, more);
+    struct Lanes { int of[32][6]; } as;
+    memcpy(as.of, emu::registers(a), sizeof as.of);
+    product_of_rows(c, [=](int row, int k) { return int((signed char)(as.of[row % 8 * 4 + k % 16 / 4][k / 16 * 2 + row / 8] >> 8 * (k % 4))); }, b, more);
 }
 template <int N> void product_rows(int (&c)[N], Matrix a, Matrix b, bool more) {
     int first = threadIdx.x / 32 % 4 * 16;

@@ -50,7 +50,7 @@ def _compile(out: Path, *arguments: str, source: str = "") -> None:
 @cache
 def _header() -> Path:
     """A folder with cuda_emulator.h precompiled; reading it takes as long as most kernels."""
-    text = (HERE / "cuda_emulator.h").read_bytes()
+    text = str(_FLAGS).encode() + (HERE / "cuda_emulator.h").read_bytes()
     out = _FOLDER / hashlib.sha256(text).hexdigest()[:24] / "cuda_emulator.h.gch"
     _compile(out, "-x", "c++-header", str(HERE / "cuda_emulator.h"))
     return out.parent
@@ -71,7 +71,7 @@ def _library(
     source += "".join(f"#define {name} {value}\n" for name, value in defines)
     source += f'#include "{stem}.cu"\n' + stubs
     files = [HERE / "cuda_emulator.h", *(f for d in INCLUDE for f in sorted(d.glob("*.*h")))]
-    digest = hashlib.sha256(source.encode() + (SOURCES / f"{stem}.cu").read_bytes())
+    digest = hashlib.sha256(f"{_FLAGS}{source}".encode() + (SOURCES / f"{stem}.cu").read_bytes())
     for file in files:
         digest.update(file.read_bytes())
     out = _FOLDER / f"{Path(stem).name}-{digest.hexdigest()[:24]}.so"

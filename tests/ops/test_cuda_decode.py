@@ -15,21 +15,20 @@ from tests.helpers.synth import Q4_K_M, Geometry, write_model
 
 from .cuda_emulator import EmulatedGpu
 from .cuda_support import Buffers, open_cuda, open_gpu, ragged, same, sized
-from .test_cuda_forward import check, weights  # noqa: F401
+from .test_cuda_forward import check, short, weights  # noqa: F401
 
 
 @pytest.mark.parametrize(
     ("kind", "planes", "at_once"),
     [("emulated", 1, 1), ("cuda", 1, None), ("cuda", 2, None), ("cuda", 2, 1), ("cuda", 2, 2)],
 )
-def test_decode_graph(weights, monkeypatch, kind, planes, at_once):  # noqa: F811
+def test_decode_graph(weights, short, monkeypatch, kind, planes, at_once, rng):  # noqa: F811
     """at_once: tiles that blocks take at once, and that one holds; the fewer, the more it takes in
     turn."""
-    print("seed", SEED)
+    weights = short if kind == "emulated" else weights
     if at_once:
         monkeypatch.setattr(step_attention, "tiles_at_once", lambda *_: at_once)
         monkeypatch.setattr(step_attention, "tile_buffers", lambda *_: at_once)
-    rng = np.random.default_rng(SEED)
     engine = EngineConfig(activation_bits=8 * planes, context=512, max_sequences=1, chunk=256)
     backend, theirs = open_cuda(kind, weights, engine), CpuBackend(weights, engine)
     pages = rng.permutation(8).astype(np.int32)[None]
@@ -93,9 +92,8 @@ def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_ti
     ("kind", "planes", "n"),
     [("emulated", 2, 9), ("cuda", 1, 11), ("cuda", 2, 2), ("cuda", 2, 33), ("cuda", 2, 64)],
 )
-def test_steps_of_several_sequences(weights, kind, planes, n):  # noqa: F811
-    print("seed", SEED)
-    rng = np.random.default_rng(SEED)
+def test_steps_of_several_sequences(weights, short, kind, planes, n, rng):  # noqa: F811
+    weights = short if kind == "emulated" else weights
     engine = EngineConfig(activation_bits=8 * planes, context=512, max_sequences=n, chunk=256)
     backend, theirs = open_cuda(kind, weights, engine), CpuBackend(weights, engine)
     pages = rng.permutation(8 * n).astype(np.int32).reshape(n, 8)
