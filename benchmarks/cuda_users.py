@@ -24,9 +24,10 @@ import numpy as np
 from batches import batch, origin
 from kernels import asked, compile_all
 
+from isobit.backends.base.draws import ADJUSTED
 from isobit.backends.base.row_results import RowRequest
 from isobit.backends.cuda.device.gpu import CudaGpu
-from isobit.backends.cuda.sampler import EDIT, RowDraws
+from isobit.backends.cuda.sampler import RowDraws
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, ModelRefused
 from isobit.model.checkpoint import open_model
@@ -168,7 +169,7 @@ def device_times(model, ways, note):
         ):
             graph = gpu.capture(queue)
         note(f"device: {name}", per_call(gpu, partial(gpu.replay, graph)), "us a row")
-    several = sampler._stage(16_000 * EDIT.itemsize)
+    several = sampler._stage(16_000 * ADJUSTED.itemsize)
     copy = partial(gpu.upload, sampler._at(sampler._edits), several)
     note("device: 16,000 ids told", per_call(gpu, copy), "us")
 

@@ -159,7 +159,7 @@ def test_draws_are_those_of_the_logits(backend: Backend, rng: np.random.Generato
     ids = [3, 50, 9, 77, 319, 0, 4]
     biases = (rng.standard_normal(7) * 9).tolist()
     seen = [0, OCCURRED, OCCURRED + 1, OCCURRED + 9, 0, OCCURRED, OCCURRED + 2]
-    made = np.array(list(zip(ids, biases, seen, strict=True)), ADJUSTED)
+    made = np.array(list(zip([0] * 7, ids, biases, seen, strict=True)), ADJUSTED)
     adjusted = [(1, Adjusted(made, 1.3, 0.5, -0.2))]
     masks = rng.integers(0, 1 << 32, (5, 10), dtype=np.uint32)
     held = [(i, partial(np.copyto, src=masks[i])) for i in (0, 1)]

@@ -1,5 +1,7 @@
 """What CUDA makes of logits where they lie, against the specification, bit for bit."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from isobit.backends.cuda.sampler import DeviceSampler, RowDraws
 from isobit.numerics import log_softmax, top_logprobs
 from isobit.numerics.digest import tree_digest
 from isobit.numerics.sampling import adjust
+from isobit.runtime.sampler import BatchSampler, Sampler, Sampling
 
 from .cuda_support import Buffers, open_gpu
 from .inputs import identical
@@ -251,3 +254,28 @@ def test_digests(gpu, rng, n):
     found = Measurer(gpu, 3, n)(logits, ids, 1, digest=True)
     assert [d.tobytes() for d in found.digests] == [tree_digest(x.tobytes()) for x in logits]
     assert found.argmax.tolist() == [int(logits[0].argmax()), -1, 0]
+
+
+def test_a_bias_of_every_id_is_made_ready_once():
+    """Of a whole vocabulary a step makes and writes nothing anew but the bytes that it tells."""
+    bias = tuple((id, 1.0) for id in range(150_000))
+    samplers = [Sampler(Sampling(1.0, seed=i, logit_bias=bias)) for i in range(2)]
+    rows = np.arange(2, dtype=np.int32)
+
+    def told():
+        return RowDraws.of(BatchSampler(samplers, 150_000).draws(rows), rows).edits(1 << 15)
+
+    for _ in told():
+        pass
+    tracemalloc.start()
+    try:
+        for sampler in samplers:
+            sampler.append(7)
+        there = 0
+        for parts in told():
+            there += sum(map(len, parts)) // ADJUSTED.itemsize
+            assert all(any(np.shares_memory(p, s.adjusted.ids) for s in samplers) for p in parts)
+        assert there == 300_000
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()

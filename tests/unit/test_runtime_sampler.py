@@ -108,9 +108,11 @@ def test_what_occurred_is_counted(rng: np.random.Generator) -> None:
                 ids = sampler.adjusted.ids
                 there = {*generated[:n], *(prompt if repetition != 1 else ())}
                 assert sorted(ids["id"].tolist()) == sorted(there | dict(biases).keys())
-                for id, bias, seen in ids.tolist():
+                for draw, id, bias, seen in ids.tolist():
+                    assert draw == sampler.adjusted.draw
                     assert bias == dict(biases).get(id, 0)
                     assert seen == generated[:n].count(id) + OCCURRED * (id in there)
+                sampler.adjusted.number(n)
             if token is not None:
                 sampler.append(token)
 

@@ -176,10 +176,10 @@ class _Occurrences(Adjusted):
         biases, seen = dict(s.logit_bias), set[int]()
         if s.repeat_penalty != 1.0:
             seen.update(prompt)
-        ids = [(id, bias, OCCURRED * (id in seen)) for id, bias in biases.items()]
-        ids += [(id, 0.0, OCCURRED) for id in seen if id not in biases]
+        ids = [(0, id, bias, OCCURRED * (id in seen)) for id, bias in biases.items()]
+        ids += [(0, id, 0.0, OCCURRED) for id in seen if id not in biases]
         self._room = np.array(ids, ADJUSTED)
-        self._places = {id: place for place, (id, _, _) in enumerate(ids)}
+        self._places = {id: place for place, (_, id, _, _) in enumerate(ids)}
         super().__init__(self._room, s.repeat_penalty, s.presence_penalty, s.frequency_penalty)
 
     def append(self, token: int) -> None:
@@ -188,7 +188,7 @@ class _Occurrences(Adjusted):
         if place == n:
             if n == len(self._room):
                 self._room = np.resize(self._room, 2 * n + 64)
-            self._room[place] = token, 0.0, 0
+            self._room[place] = self.draw, token, 0.0, 0
             self.ids = self._room[: n + 1]
         seen = self._room["seen"]
         seen[place] = int(seen[place]) + 1 | OCCURRED

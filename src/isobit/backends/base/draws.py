@@ -10,9 +10,11 @@ from isobit.arrays import F32, I32
 from isobit.backends.cpu.sampler import Columns, RowSampler
 from isobit.numerics.sampling import adjust
 
-ADJUSTED = np.dtype([("id", np.int32), ("bias", np.float32), ("seen", np.uint32)])
-"""An id whose logit changes. seen: how often it is in the output, with OCCURRED if it is in prompt
-or output."""
+ADJUSTED = np.dtype(
+    [("draw", np.int32), ("id", np.int32), ("bias", np.float32), ("seen", np.uint32)]
+)
+"""An id whose logit changes, as a device takes it. draw: see :meth:`Adjusted.number`. seen: how
+often it is in the output, with OCCURRED if it is in prompt or output."""
 OCCURRED = 1 << 31
 
 
@@ -25,6 +27,14 @@ class Adjusted:
     repetition: float = 1.0
     presence: float = 0.0
     frequency: float = 0.0
+    draw: int = 0
+    """By which number all of ``ids`` have it."""
+
+    def number(self, draw: int) -> None:
+        """Have that number among the draws of a step; written anew only where it is another, as
+        there may be a whole vocabulary of ids."""
+        if draw != self.draw:
+            self.ids["draw"] = self.draw = draw
 
     def edits(self, logits: F32) -> tuple[I32, F32]:
         """Ids int32 [N], and what their logits become of float32 [V]."""

@@ -1,7 +1,7 @@
 """What is wanted of rows of logits, made where they lie (docs/numerics.md, sections 10 and 11)."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import NamedTuple
 
@@ -37,8 +37,6 @@ DRAW = np.dtype(
     ]
 )
 """Draw of draws.cuh."""
-EDIT = np.dtype([("draw", np.int32), ("id", np.int32), ("bias", np.float32), ("seen", np.uint32)])
-"""Edit of edits.cu."""
 
 
 class RowDraws(NamedTuple):
@@ -83,16 +81,22 @@ class RowDraws(NamedTuple):
             [(i - begin, f) for i, f in self.held if i in mine],
         )
 
-    def edits(self) -> NDArray[np.void]:
-        """Of all that are adjusted: EDIT [N]."""
-        lengths = [len(a.ids) for _, a in self.adjusted]
-        made = np.empty(sum(lengths), EDIT)
-        made["draw"] = np.repeat(np.array([i for i, _ in self.adjusted], np.int32), lengths)
-        if lengths:
-            ids = np.concatenate([a.ids for _, a in self.adjusted])
-            for name in ("id", "bias", "seen"):
-                made[name] = ids[name]
-        return made
+    def edits(self, most: int) -> Iterator[list[NDArray[np.uint8]]]:
+        """Of all that are adjusted: the bytes of at most so many ADJUSTED at a time, where they
+        lie."""
+        now, room = list[NDArray[np.uint8]](), most
+        for i, a in self.adjusted:
+            a.number(i)
+            first = 0
+            while first < len(a.ids):
+                part = a.ids[first : first + room]
+                now.append(part.view(np.uint8))
+                first, room = first + len(part), room - len(part)
+                if not room:
+                    yield now
+                    now, room = [], most
+        if now:
+            yield now
 
 
 NO_DRAWS = RowDraws(np.empty(0, DRAW))
@@ -118,7 +122,7 @@ class DeviceSampler:
         self._kept = region.take(_SUMS * n * self._pieces)
         self._scratch = region.take(_SCRATCH * n)
         self._words = -(-vocabulary // 32)  # of a mask
-        sizes = 4 * self._words * n, EDIT.itemsize * _EDITS
+        sizes = 4 * self._words * n, ADJUSTED.itemsize * _EDITS
         self._masks, self._edits = map(region.take, sizes)
         self._most_told = max(sizes)
         self._staged: deque[tuple[NDArray[np.uint8], object | None]] = deque()
@@ -260,13 +264,11 @@ class DeviceSampler:
             self._tell(masks, staged)
         of_row = logits, n, masks, words, p
         self._launch("sampling/edits", "copied", (self._pieces, len(draws.each)), (told, *of_row))
-        every = draws.edits()
-        for first in range(0, len(every), _EDITS):
-            part = every[first : first + _EDITS].view(np.uint8)
-            staged = self._stage(len(part))
-            staged[:] = part
+        for parts in draws.edits(_EDITS):
+            staged = self._stage(sum(map(len, parts)))
+            np.concatenate(parts, out=staged)
             self._tell(edits, staged)
-            count = len(part) // EDIT.itemsize
+            count = len(staged) // ADJUSTED.itemsize
             arguments = told, edits, count, *of_row
             self._launch("sampling/edits", "adjusted", (-(-count // 256),), arguments)
 

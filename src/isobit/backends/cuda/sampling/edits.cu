@@ -5,7 +5,7 @@
 
 constexpr uint32 OCCURRED = 0x80000000u;
 
-struct Edit {  // also known to sampler.py
+struct Edit {  // ADJUSTED of backends/base/draws.py
     int draw, id;
     float bias;
     uint32 seen;  // how often it is in the output; OCCURRED: it is there or in the prompt
