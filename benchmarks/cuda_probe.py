@@ -15,7 +15,6 @@ from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.device.layout import ACT_BYTES
 
 STEM = str(Path(__file__).resolve().with_suffix(""))
-SHARED = ACT_BYTES * 16 + 4 * 4096
 
 
 def main():

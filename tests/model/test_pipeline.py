@@ -19,8 +19,9 @@ import pytest
 import isobit
 from isobit.backends.base import HIDDEN, Backend, Batch, Results, Wanted
 from isobit.backends.cpu import CpuBackend
-from isobit.backends.distributed import pipeline
-from isobit.backends.distributed.pipeline import LocalStage, PipelineBackend, connect
+from isobit.backends.distributed import remote
+from isobit.backends.distributed.pipeline import LocalStage, PipelineBackend
+from isobit.backends.distributed.remote import connect
 from isobit.backends.reference import ReferenceBackend
 from isobit.backends.wgpu import WgpuBackend
 from isobit.cli import main
@@ -178,7 +179,7 @@ def test_what_ran_when_a_cache_was_lost_runs_again(
         made.append(Forgetful(of_file(path), engine, []))
         return made[0]
 
-    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setattr(remote, "connect", connect)
     prompts = [rng.integers(0, 1000, n).tolist() for n in (150, 30)]
     asked: dict = {"max_tokens": 20, "seed": 1, "temperature": 1.0, "logprobs": 2}
     with (
@@ -217,7 +218,7 @@ def test_a_pipeline_is_verified_and_replays(
     def connect(*_: object) -> LocalStage:
         return LocalStage(CpuBackend, of_file(sample_path()), ENGINE, (0, 8))
 
-    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setattr(remote, "connect", connect)
     monkeypatch.setenv("ISOBIT_STAGE_KEY", "k")
     spread = ["--hosts", "elsewhere:1", "--backend", "auto"]
     assert main(["verify", *spread, "--against", "cpu", "-p", "import os, sys"]) == 0

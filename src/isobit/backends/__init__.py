@@ -184,7 +184,8 @@ def _spread(name: str, weights: Weights, engine: EngineConfig) -> Backend:
     if engine.stages:
         if name != "auto" or engine.parts > 1:
             raise UsageError("stages: expected no backend and no parts beside; stages have theirs")
-        from isobit.backends.distributed.pipeline import PipelineBackend, Stage, connect  # noqa: PLC0415
+        from isobit.backends.distributed.pipeline import PipelineBackend, Stage  # noqa: PLC0415
+        from isobit.backends.distributed.remote import connect  # noqa: PLC0415
 
         here = [at for at in engine.stages if at.startswith("ray:")]
         actors: Iterator[Stage] = iter(())

@@ -4,7 +4,8 @@ import argparse
 from functools import partial
 
 from isobit.backends import open_backend
-from isobit.backends.distributed.pipeline import LocalStage, serve
+from isobit.backends.distributed.pipeline import LocalStage
+from isobit.backends.distributed.remote import serve
 from isobit.cli import argtypes, options, say
 from isobit.cli.output import busy
 from isobit.config import EngineConfig
