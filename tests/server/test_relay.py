@@ -313,3 +313,19 @@ def test_only_servers_of_one_kind_are_used(alone: Model, replicas: list[str]) ->
             wait_for(lambda: any(s["up"] for s in states(front)))
             wait_for(lambda: any("model" in s["why"] for s in states(front)))
             assert sorted(s["up"] for s in states(front)) == [False, True]
+
+
+def test_a_front_counts_the_requests_of_each_route(front: str) -> None:
+    """Of those that a server has: no client can have it keep counts of others."""
+
+    def counted(path: str, status: int) -> bool:
+        lines = httpx.get(front + "/metrics", timeout=60).text.splitlines()
+        name = f'isobit_requests_total{{path="{path}",status="{status}"}} '
+        return any(line.startswith(name) for line in lines)
+
+    for body, status in (({"prompt": PROMPT, "max_tokens": 1}, 200), ({"prompt": 3.5}, 400)):
+        assert httpx.post(front + "/v1/completions", json=body, timeout=60).status_code == status
+        assert counted("/v1/completions", status)
+    assert httpx.get(front + "/nowhere", timeout=60).status_code == 404
+    assert counted("/{path:path}", 404)
+    assert not counted("/nowhere", 404)

@@ -70,6 +70,8 @@ class Front:
         self.draining = False
         """Whether it takes no more requests, as it is being shut down."""
         self._replicas = replicas
+        self._there: set[str] = set()
+        """Paths that a replica has answered: a count of requests is kept of each."""
         self.suspect = replicas.suspect
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -149,7 +151,13 @@ class Front:
         asked = None
         with suppress(ValueError, RecursionError):
             asked = json.loads(body)
-        return await unless_gone(request, _Relayed(self, request, body, asked).answer())
+        answer = await unless_gone(request, _Relayed(self, request, body, asked).answer())
+        path = request.url.path
+        if answer.status_code < HTTPStatus.BAD_REQUEST:
+            self._there.add(path)
+        if path in self._there:  # else anybody could have it count under any name
+            request.scope["route"] = Route(path, self.relay)
+        return answer
 
 
 class _Relayed:
