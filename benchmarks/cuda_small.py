@@ -156,7 +156,7 @@ def router(at, rng, n):
         blocks = EXPERTS // (2 * rows)
         each = -(-n // max(1, filled * at.gpu.multiprocessors // blocks))
         arguments = weights, inputs, HIDDEN, n, each, y, EXPERTS, EXPERTS, 0
-        how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256}
+        how = {"WEIGHT": "KIND_F32", "ROWS": rows, "SUPERS": HIDDEN // 256, "TOGETHER": 2}
         how["shared"] = 8192 * rows + 4096 * (HIDDEN // 256)
         grid = blocks, -(-n // each)
         return lambda **o: at.launch("ops/matmul_dense", grid, arguments, **how, **more, **o)
@@ -168,7 +168,7 @@ def router(at, rng, n):
 def experts(at, rng, n):
     z = floats(rng, n, EXPERTS) * F32(3)
     ids, weights = at.new(4 * n * K), at.new(4 * n * K)
-    order, offset, groups = at.new(4 * n * K), at.new(4 * (EXPERTS + 1)), at.new(16 * n * K)
+    order, offset, groups = at.new(4 * n * K), at.new(4 * (EXPERTS + 1)), at.new(16 * (n * K + 1))
     logits = at.put(z)
     places = order, offset, groups, at.new(4), 8
     chosen = logits, n, EXPERTS, K, 1, 1, 0, 1, 1, ids, weights

@@ -61,7 +61,7 @@ def cached(rng, sequences, kv_heads):
     return (k, v, dk, dv), tables
 
 
-@pytest.mark.parametrize("kernel", ["attention_mma", "attention_wgmma"])
+@pytest.mark.parametrize("kernel", ["attention_mma", "attention_wgmma", "attention_wgmma in turns"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "parts"),
     [
@@ -90,6 +90,8 @@ def test_many_tokens(gpu, rng, kernel, heads, kv_heads, parts):
     buffers = Buffers(gpu)
     out = buffers.new(4 * q.size)
     ways = {way.kernel: way for way in attention.ways(heads, kv_heads, HEAD, gpu)}
+    turns = ((f"{k} in turns", attention.in_turns(way)) for k, way in ways.items())
+    ways |= {k: way for k, way in turns if way}
     if kernel not in ways:
         pytest.skip("not run: this GPU has no products of warpgroups")
     way = ways[kernel]

@@ -123,6 +123,10 @@ def kernels():
     gpu.asked.add(("ops/attention_mma", tuple(sorted(attention.items()))))
     for how in ((), (("APART", "1"),)):
         gpu.asked.add(("ops/attention_wgmma", (*how, ("PLANES", "2"))))
+    gpu.asked.add(("ops/attention_wgmma", (("PLANES", "2"), ("TURNS", "1"))))
+    prompts = {"BLOCK": "512", "COLUMNS": "32", "DEPTH": "1", "PLANES": "2", "WEIGHT": "TiledQ4_K"}
+    for how in ({"MORE": "TiledQ6_K"}, {"SUPERS_AT_ONCE": "4"}, {"GATED": "1", "WEIGHED": "1"}):
+        gpu.asked.add(("ops/batch_matmul", tuple(sorted({**prompts, **how}.items()))))
     gpu.asked.add(
         ("ops/attention_wgmma", (("MIRRORED", "2"), ("OUT_HEADS", "32"), ("PLANES", "2")))
     )

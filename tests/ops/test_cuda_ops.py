@@ -171,6 +171,27 @@ def test_batch_matmul(gpu, rng, name, supers, warps, columns, n):
     same(b.get(y, (n, rows)), numerics.matmul(w, x, 2))
 
 
+@pytest.mark.parametrize(("warps", "columns", "n", "supers"), [(2, 32, 50, 6), (8, 16, 16, 2)])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_batch_matmul_in_chunks(gpu, rng, name, supers, warps, columns, n):
+    """Blocks with all row blocks of a group, whose last round is of few; the last group of few."""
+    fmt = next(f for f in FORMATS.values() if f.name == name)
+    w, x = random_weight(rng, fmt, 16 * 9, 256 * supers), activations(rng, n, 256 * supers)
+    stored, b = load(gpu, w), Buffers(gpu)
+    _, acts = quantised(gpu, Alone(gpu, 2), x)
+    y = b.new(4 * n * 144)
+    defines = {"WEIGHT": f"Tiled{name}", "DEPTH": "2", "PLANNED": "1", "COLUMNS": str(columns)}
+    Alone(gpu, 2).launch(
+        "ops/batch_matmul",
+        (-(-n // columns) * 3,),
+        (stored.address, 0, stored.matrix_bytes, 9, supers, acts, 0, 0, 0, 1)
+        + (y, 144, 0, 0, n, 0, 1, 0, 0, 0, 0, 0, 0),
+        defines | {"BLOCK": str(32 * warps), "SUPERS_AT_ONCE": "2"},
+        shared=4 * columns * COLUMN_ACT_BYTES + warps * (64 + 2 * 16 * fmt.block_bytes),
+    )
+    same(b.get(y, (n, 144)), numerics.matmul(w, x, 2))
+
+
 @pytest.mark.parametrize(("n", "supers"), [(3, 2), (37, 3), (16, 1)])
 @pytest.mark.parametrize("names", [("Q4_K",), ("Q6_K", "Q4_K"), ("Q4_K", "Q6_K")])
 def test_part_matmul(gpu, rng, names, supers, n):
@@ -227,6 +248,32 @@ def test_batch_matmul_of_experts(gpu, rng, name, supers, warps, columns, n):
     each = zip(x, ids.reshape(-1), strict=True)
     expected = [numerics.matmul(w.expert(e), row[None], 2)[0] for row, e in each]
     same(b.get(y, (pairs, rows)), np.array(expected, F32))
+
+
+@pytest.mark.parametrize(("blocks", "n"), [(3, 40), (50, 5), (2, 0)])
+def test_batch_matmul_of_listed_groups(gpu, rng, blocks, n):
+    """Blocks with equal parts of the work, of groups of one pair and of many; of none."""
+    fmt, rows, k, experts, columns = FORMATS[12], 48, 2, 9, 16
+    assert fmt.name == "Q4_K"
+    w, x = random_weight(rng, fmt, experts, rows, 256), activations(rng, n * k + 1, 256)[: n * k]
+    ids = np.array([rng.permutation(experts - 1)[:k] for _ in range(n)], np.int32).reshape(n, k)
+    order, _, groups = sorted_pairs(ids, experts, columns)
+    stored, b = load(gpu, w), Buffers(gpu)
+    y = b.new(4 * n * k * rows)
+    acts = quantised(gpu, Alone(gpu, 2), x)[1] if n else 0
+    put = [b.put(a.astype(np.int32)) for a in (np.array([len(groups) - 1]), groups, order)]
+    defines = {"WEIGHT": "TiledQ4_K", "DEPTH": "1", "PLANNED": "1", "COLUMNS": str(columns)}
+    Alone(gpu, 2).launch(
+        "ops/batch_matmul",
+        (blocks,),
+        (stored.address, 0, stored.matrix_bytes, rows // 16, 1, acts, *put, 1)
+        + (y, rows, 0, 0, n * k, experts, k, 0, 0, 0, 0, 0, 0),
+        defines | {"BLOCK": "64", "WEIGHED": "1"},
+        shared=LaunchShape(1, 2, 1, columns).shared(stored),
+    )
+    each = zip(x, ids.reshape(-1), strict=True)
+    expected = [numerics.matmul(w.expert(e), row[None], 2)[0] for row, e in each]
+    same(b.get(y, (n * k, rows)), np.array(expected, F32).reshape(n * k, rows))
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "F16"])
@@ -316,12 +363,12 @@ def sorted_pairs(ids, experts, columns):
     ids = ids.reshape(-1)[here]
     order = here[np.argsort(ids, kind="stable")]
     offset = np.array([0, *np.cumsum(np.bincount(ids, minlength=experts))])
-    groups = [
-        (e, i, min(columns, offset[e + 1] - i), 0)
-        for e in range(experts)
-        for i in range(offset[e], offset[e + 1], columns)
-    ]
-    return order, offset, np.array(groups)
+    groups, cost = [], 0
+    for e in range(experts):
+        for i in range(offset[e], offset[e + 1], columns):
+            groups.append((e, i, count := min(columns, offset[e + 1] - i), cost))
+            cost += 1 - -count // 8
+    return order, offset, np.array([*groups, (0, 0, 0, cost)])
 
 
 class Sorted:
@@ -329,14 +376,14 @@ class Sorted:
 
     def __init__(self, b, pairs, experts):
         self.b, self.pairs, self.experts = b, pairs, experts
-        self.at = b.new(4 * pairs), b.new(4 * (experts + 1)), b.new(16 * pairs), b.new(4)
+        self.at = b.new(4 * pairs), b.new(4 * (experts + 1)), b.new(16 * pairs + 16), b.new(4)
 
     def check(self, ids, columns):
         order, offset, groups = sorted_pairs(ids, self.experts, columns)
         at, get = self.at, self.b.get
         assert np.array_equal(get(at[0], order.shape, np.int32), order)
         assert np.array_equal(get(at[1], (self.experts + 1,), np.int32), offset)
-        assert get(at[3], (1,), np.int32) == len(groups)
+        assert get(at[3], (1,), np.int32) == len(groups) - 1
         assert np.array_equal(get(at[2], groups.shape, np.int32), groups)
 
 

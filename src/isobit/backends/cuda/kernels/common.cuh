@@ -59,6 +59,9 @@ struct __align__(16) ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 720, "ActivationBlock is also known to layout.py");
 
+// Of what is not negative: shorter than a division of signed numbers.
+DEV int quotient(int a, int b) { return int(uint32(a) / uint32(b)); }
+
 DEV float sigmoid(float x) { return div(1.0f, add(1.0f, isobit::exp(-x))); }
 
 DEV int lane_id() { return threadIdx.x % WARP; }

@@ -24,9 +24,12 @@ struct SortedPairs {
 };
 
 // Up to COLUMNS pairs that share a matrix: begin … begin + count - 1 of `sorted_pairs`.
+// before: what the row blocks of the groups before it cost, a row block each.
 struct PairGroup {
-    int matrix, begin, count, unused;
+    int matrix, begin, count, before;
 };
+// A superblock of a row block is unpacked in about as many instructions as its product with 8 pairs takes.
+DEV int row_block_cost(int pairs) { return 1 + (pairs + 7) / 8; }
 #ifndef COLUMNS
 #define COLUMNS 8  // of one or several tensor-core products: pairs of a group
 #endif

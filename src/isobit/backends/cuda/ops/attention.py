@@ -1,7 +1,7 @@
 """Attention: a query head of a token a block, or many tokens on tensor cores; in a step, tiles."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobit.backends.base.workspace import TILES
 from isobit.backends.cuda.device.protocol import Gpu
@@ -16,6 +16,7 @@ _TILE_BLOCKS = 4  # of a multiprocessor
 MMA_ROWS = 16
 """Tokens of one query head in one tensor-core product of attention_mma.cu."""
 _WARPGROUP_ROWS = 128  # tokens of each query head that a block of attention_wgmma.cu takes
+_TILE_BYTES = 4 * KV_PAGE * 128 + 8 * KV_PAGE + 16  # a tile of its Shared
 
 
 def supports(op: Op) -> str | None:
@@ -43,8 +44,7 @@ def ways(heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> Iterator[Way]:
     """Those that this device has, the fastest first."""
     group = heads // kv_heads
     if gpu.warpgroups and head_dim == 128 and group <= _WARPGROUP_ROWS:
-        stage = 4 * KV_PAGE * 128 + 8 * KV_PAGE + 16
-        shared = 4 * stage + _WARPGROUP_ROWS * 2 * 128
+        shared = 4 * _TILE_BYTES + _WARPGROUP_ROWS * 2 * 128
         yield Way("attention_wgmma", _WARPGROUP_ROWS // group, 1, shared, {}, (0, 0))
     if head_dim in (64, 96, 128):
         tile = 2 * KV_PAGE * (head_dim + 16) + 2 * head_dim * (KV_PAGE + 16) + 8 * KV_PAGE
@@ -54,8 +54,18 @@ def ways(heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> Iterator[Way]:
         yield Way("attention_mma", span, blocks, 2 * stage * tile, defines)
 
 
+def in_turns(many: Way) -> Way | None:
+    """The same in blocks of half as many tokens, whose warpgroups take tiles in turn: for so few
+    spans that each multiprocessor would have one, and the last ones, with the most tiles, last."""
+    if many.kernel != "attention_wgmma" or many.span < 2:
+        return None
+    rows = _WARPGROUP_ROWS // 2
+    shared = 4 * _TILE_BYTES + rows * 2 * 128 + rows * 4 * 128 + 128 * 16 + 4 * 8
+    return replace(many, span=many.span // 2, shared=shared, defines={"TURNS": 1})
+
+
 def lower(g: Lowering, op: Op) -> None:
-    """Which of the two, each pass says (``Pass.spans``)."""
+    """Which kernel, each pass says (``Pass.spans``)."""
     (y,), (q, keys, _, _) = op.outputs, op.inputs
     assert isinstance(op.operation, Attention)
     heads, size = q.shape.row
@@ -70,14 +80,15 @@ def lower(g: Lowering, op: Op) -> None:
     many = next(ways(heads, cache.heads, size, g.gpu), None)
     if op.weights or window:  # no kernel of many tokens knows these
         many = None
-    length = many.span if many else 0
-    if length and length not in g.spans:
-        g.spans[length] = g.fixed("span_first", 1, TOKENS), g.fixed("span_count", 1, TOKENS)
+    turns = in_turns(many) if many else None
+    for way in (many, turns):
+        if way and way.span not in g.spans:
+            g.spans[way.span] = g.fixed("span_first", 1, TOKENS), g.fixed("span_count", 1, TOKENS)
 
     def make(p: Pass) -> None:
         at = p.inputs
         asked = (integers.address, scales.address, at.positions, at.sequence, at.pages, at.each)
-        if many is None or not p.spans.get(length):
+        if many is None or not (spans := p.spans.get(many.span)):
             g.launch(
                 "ops/attention",
                 (heads, p.tokens),
@@ -86,14 +97,15 @@ def lower(g: Lowering, op: Op) -> None:
                 {"PADDED_HEAD": padded_head(size), **exchange.defines, **mirrored},
             )
             return
-        spans = (slot.address for slot in g.spans[length])
+        way = turns if turns and spans * cache.heads <= g.gpu.multiprocessors else many
+        at_spans = (slot.address for slot in g.spans[way.span])
         g.launch(
-            f"ops/{many.kernel}",
-            (cache.heads, p.spans[length], many.blocks),
-            (*asked, *spans, heads, *cache.arguments, to.address, exchange.arguments[0])
-            + many.apart,
-            {**many.defines, **exchange.defines, **mirrored},
-            shared=many.shared,
+            f"ops/{way.kernel}",
+            (cache.heads, p.spans[way.span], way.blocks),
+            (*asked, *at_spans, heads, *cache.arguments, to.address, exchange.arguments[0])
+            + way.apart,
+            {**way.defines, **exchange.defines, **mirrored},
+            shared=way.shared,
         )
 
     g.emit(make, y)

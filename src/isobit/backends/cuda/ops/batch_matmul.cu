@@ -21,6 +21,9 @@
 #ifdef AHEAD
 #include "ahead.cuh"
 #endif
+#ifdef WEIGHED
+#include "group_shares.cuh"
+#endif
 constexpr int BATCH_WARPS = BLOCK / WARP, COLUMN_TILES = COLUMNS / 8;
 // Blocks of a cluster take row blocks as one block would, and each has its share of the activations sent to all.
 #if defined CLUSTER && defined BULK_COPIES
@@ -42,9 +45,6 @@ DEV int block_together() { return blockIdx.x % BLOCKS_TOGETHER; }
 // The first of a warp's row blocks, and of its superblocks of a row block.
 DEV int row_block_offset() { return warp_id() % ROW_BLOCKS_AT_ONCE * BLOCKS_TOGETHER + block_together(); }
 DEV int first_super() { return warp_id() % SUPER_STEP; }
-
-// Of what is not negative: shorter than a division of signed numbers.
-DEV int quotient(int a, int b) { return int(uint32(a) / uint32(b)); }
 
 // The groups of pairs: as they are listed, or all pairs by COLUMNS.
 struct Groups {
@@ -235,6 +235,35 @@ DEV void product(const int* const (&tile)[2], const ColumnActivations* here, int
         }
 }
 
+#ifndef SPLIT
+// A row block's results, or the SwiGLU of its rows.
+DEV void store_row_block(const float (&sum)[COLUMN_TILES][4], int in_matrix, const PairGroup& group,
+                         const PairRows& pair_rows, const Exchange<Cut>& exchange, const Mirrors& mirrors, float* y,
+                         int stride) {
+    int g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int column = 8 * n + 2 * t + c;
+            if (column >= group.count) continue;
+            int64 row = pair_rows.output(group.begin + column);
+            float* out = y + row * stride;
+#ifdef GATED
+            float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
+            mirrors.store(out + 8 * in_matrix + g, value);
+#ifdef BOUNDS
+            exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
+#endif
+#else
+            out += 16 * in_matrix + g;
+            mirrors.store(out, sum[n][c]);
+            mirrors.store(out + 8, sum[n][2 + c]);
+#endif
+        }
+}
+#endif
+
 // The row blocks of a block, at … end - 1, whose first weights are on their way: pair i reads activation row
 // pair_rows.input(i) and writes row output(i) of y, `stride` floats each. With TOGETHER, as many groups as fit
 // share the place for activations, their pairs lying side by side. parts: of SPLIT, behind the streams.
@@ -306,30 +335,66 @@ DEV void multiply_row_blocks(Stream<W>& weights, int at, int end, const Input* x
             }
             part = part == parts ? parts + VALUES * supers : parts;  // others may still add
 #else
-#pragma unroll
-            for (int n = 0; n < COLUMN_TILES; n++)
-#pragma unroll
-                for (int c = 0; c < 2; c++) {
-                    int column = 8 * n + 2 * t + c;
-                    if (column >= group.count) continue;
-                    int64 row = pair_rows.output(group.begin + column);
-                    float* out = y + row * stride;
-#ifdef GATED
-                    float value = isobit::silu_gate(sum[n][c], sum[n][2 + c]);
-                    mirrors.store(out + 8 * in_matrix + g, value);
-#ifdef BOUNDS
-                    exchange.send(exchange.at(row, 0) + exchange.first + 8 * in_matrix + g, value);
-#endif
-#else
-                    out += 16 * in_matrix + g;
-                    mirrors.store(out, sum[n][c]);
-                    mirrors.store(out + 8, sum[n][2 + c]);
-#endif
-                }
+            store_row_block(sum, in_matrix, group, pair_rows, exchange, mirrors, y, stride);
 #endif
         }
     }
 }
+
+#ifdef SUPERS_AT_ONCE
+// The same where the activations of a group are more than fit: SUPERS_AT_ONCE superblocks of them at a time, while the next
+// are on their way. All row blocks, at … end - 1, are of one group; the warps take a round of them together.
+template <class W>
+DEV void multiply_in_chunks(Stream<W>& weights, int at, int end, const Input* x, const Groups& groups,
+                            const PairRows& pair_rows, const Exchange<Cut>& exchange, const Mirrors& mirrors,
+                            ColumnActivations* acts, float* y, int stride) {
+    const int row_blocks = weights.row_blocks, supers = weights.supers, chunks = supers / SUPERS_AT_ONCE;
+    int index = quotient(at, row_blocks);
+    PairGroup group = groups[index];
+    auto fetch = [&](int chunk) {
+        ColumnActivations* to = acts + chunk % 2 * (SUPERS_AT_ONCE * COLUMNS);
+#pragma unroll 1
+        for (int i = warp_id(); i < COLUMNS * SUPERS_AT_ONCE; i += BATCH_WARPS) {
+            int column = i / SUPERS_AT_ONCE, s = i % SUPERS_AT_ONCE;
+            if (column >= group.count) break;
+            const Input* row = x + int64(pair_rows.input(group.begin + column)) * supers;
+            copy_activations(to + s * COLUMNS + column, row + chunk * SUPERS_AT_ONCE + s);
+        }
+        commit_copies();
+    };
+    fetch(0);
+    for (; at < end; at += BATCH_WARPS) {
+        int row_block = at + warp_id();
+        float sum[COLUMN_TILES][4] = {};
+#pragma unroll 1
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            wait_copies<0>();
+            __syncthreads();  // and everyone is done with the chunk before
+            if (chunk + 1 < chunks) fetch(chunk + 1);
+            if (row_block >= end) continue;
+            const ColumnActivations* here = acts + chunk % 2 * (SUPERS_AT_ONCE * COLUMNS);
+#pragma unroll 1
+            for (int s = 0; s < SUPERS_AT_ONCE; s++) {
+                const int* tile[2];
+                float v[COLUMN_TILES][4] = {};
+                weights.wait(tile);
+                product<W, COLUMN_TILES>(tile, here + s * COLUMNS, group.count, v);
+                weights.done();
+#pragma unroll
+                for (int n = 0; n < COLUMN_TILES; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sum[n][i] = add(sum[n][i], v[n][i]);
+            }
+        }
+        if (at + BATCH_WARPS < end) {
+            __syncthreads();
+            fetch(0);
+        }
+        if (row_block >= end) continue;
+        store_row_block(sum, row_block - index * row_blocks, group, pair_rows, exchange, mirrors, y, stride);
+    }
+}
+#endif
 
 struct Product {
     const uint8 *first, *second;
@@ -351,7 +416,11 @@ struct Product {
     template <class W>
     DEV void make(int block, int blocks) {
         DYNAMIC_SHARED(ColumnActivations, acts);
+#ifdef SUPERS_AT_ONCE
+        uint8* memory = reinterpret_cast<uint8*>(acts + 2 * SUPERS_AT_ONCE * COLUMNS);
+#else
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
+#endif
 #ifdef OWN_ORDER
         Order order(groups.pairs, experts, each, memory + BATCH_WARPS * Stream<W>::BYTES);
         groups.listed = order.groups, pair_rows.sorted_pairs = order.pair;
@@ -363,12 +432,17 @@ struct Product {
 #else
         int all = (n_groups ? *n_groups : groups.count()) * row_blocks;
 #endif
-        Stream<W> weights(first, second, matrix_bytes, groups, row_blocks, supers, memory);
         int cluster = block / BLOCKS_TOGETHER, clusters = blocks / BLOCKS_TOGETHER;
         // all * cluster / clusters and what comes behind, without products that 32 bits do not hold.
+#ifdef WEIGHED
+        Share share(groups.listed, *n_groups, row_blocks, block, blocks);
+        int at = share.at, end = share.end;
+#else
         int most = quotient(all, clusters), left = all - most * clusters;
         int at = most * cluster + quotient(left * cluster, clusters);
         int end = most * (cluster + 1) + quotient(left * (cluster + 1), clusters);
+#endif
+        Stream<W> weights(first, second, matrix_bytes, groups, row_blocks, supers, memory);
         weights.start(at + row_block_offset(), end);
 #ifdef SHARED_FETCH
         if (threadIdx.x == 0) arrival_init(weights.spare_arrival());
@@ -383,8 +457,12 @@ struct Product {
 #ifdef PLANNED
         wait_for_previous();
 #endif
+#ifdef SUPERS_AT_ONCE
+        multiply_in_chunks(weights, at, end, x, groups, pair_rows, exchange, mirrors, acts, y, stride);
+#else
         float* parts = reinterpret_cast<float*>(memory + BATCH_WARPS * Stream<W>::BYTES);
         multiply_row_blocks(weights, at, end, x, groups, pair_rows, exchange, mirrors, acts, parts, y, stride);
+#endif
     }
 };
 

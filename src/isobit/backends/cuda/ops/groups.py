@@ -5,8 +5,9 @@ GROUPS = 8, 16, 32
 _DENSE, _HEAD = (32, 256), (8, 16)
 """Tokens from which a matrix of all of them has the next size of groups, rows from which the output
 matrix has …"""
-_EXPERTS = 6, 64
-"""… and pairs, on average, from which experts have; as measured (docs/performance.md)."""
+_EXPERTS, _PROMPTS_EXPERTS = (6, 64), (6, 24)
+"""… and pairs, on average, from which experts have, the latter in prompts on Hopper; as measured
+(docs/performance.md)."""
 
 
 def token_columns(tokens: int, *, head: bool = False) -> int:
@@ -14,6 +15,6 @@ def token_columns(tokens: int, *, head: bool = False) -> int:
     return GROUPS[sum(tokens > n for n in (_HEAD if head else _DENSE))]
 
 
-def expert_columns(pairs: float) -> int:
+def expert_columns(pairs: float, *, prompts: bool) -> int:
     """Pairs of a group, where an expert has so many on average."""
-    return GROUPS[sum(pairs > n for n in _EXPERTS)]
+    return GROUPS[sum(pairs > n for n in (_PROMPTS_EXPERTS if prompts else _EXPERTS))]

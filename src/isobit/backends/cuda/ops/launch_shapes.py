@@ -17,6 +17,8 @@ SPARE = 20 << 10  # bytes of shared memory
 _SHAPES = (2, 8, 2), (1, 16, 2), (1, 8, 1)
 """Blocks of a multiprocessor, their warps, and superblocks on their way to each at least: the first
 that fits; in a step, of groups of more than 8 pairs, the second before the first."""
+_CHUNK = 4
+"""Superblocks of activations of a prompt's product that are held, where not all fit."""
 BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
 AHEAD = 9
@@ -33,13 +35,16 @@ class LaunchShape:
     depth: int
     """Superblocks on their way to a warp."""
     columns: int
+    chunk: int = 0
+    """Superblocks of activations that are held, and as many on their way; 0: all are held."""
 
     def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
         """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
         row block is split, the parts of two."""
         slot = 2 * TILE_ROWS * w.layout.format.block_bytes
         parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
-        of_columns = supers(w.columns) * (self.columns * COLUMN_ACT_BYTES + parts)
+        held = 2 * self.chunk or supers(w.columns)
+        of_columns = held * self.columns * COLUMN_ACT_BYTES + supers(w.columns) * parts
         return of_columns + self.warps * (64 + self.depth * slot)
 
     def shared_most(self, g: Lowering) -> int:
@@ -75,6 +80,15 @@ def launch_shape(
             if how.shared(w) + ordering <= how.shared_most(g):
                 return how
     return None
+
+
+def chunked_shape(g: Lowering, w: DeviceWeight, columns: int) -> LaunchShape | None:
+    """How it takes a matrix with more activations than fit, a chunk of them at a time; None if it
+    does not."""
+    how = LaunchShape(1, 16, 2, columns, _CHUNK)
+    fits = columns == GROUPS[-1] and how.shared(w) <= how.shared_most(g)
+    whole = w.rows % (2 * TILE_ROWS) == supers(w.columns) % _CHUNK == 0
+    return how if w.layout.fused and whole and fits else None
 
 
 def fits_all(

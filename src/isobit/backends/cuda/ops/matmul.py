@@ -14,6 +14,7 @@ from isobit.backends.cuda.ops.launch_shapes import (
     FEW,
     LaunchShape,
     bring,
+    chunked_shape,
     fits_all,
     launch_shape,
 )
@@ -35,11 +36,16 @@ _PAIRS = 8  # that share one read of a weight: CHUNK of sorted_pairs.cuh
 _MMA_FROM = 8  # pairs a matrix, on average, from which tensor cores pay
 _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of matmul.cu
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
+_BOTH = 512
+"""Tokens of a prompt up to which products of two formats are made by one launch."""
+_SHAPES_OF_BOTH = ((1, 16, 1),)
+"""Of these, before those of launch_shapes.py: more warps are worth more than more superblocks."""
 _FEWEST = 16
 """Tokens up to which blocks share the activations of dense products, and have ten warps for
 experts."""
-_DEEP = 128, 512
-"""Tokens between which products of many columns are faster by matmul_mma.cu."""
+_DEEP = 128, {16: 256, 8: 512}
+"""Tokens between which products of many columns are faster by matmul_mma.cu than by blocks of so
+many warps."""
 _SHAPE_OF_FEW = (2, 10, 2)
 _SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
 """Shapes that go before those of launch_shapes.py: for few tokens' experts, and by pairs of a group
@@ -180,7 +186,17 @@ class Product:
             first = _SHAPES_OF_HEAD.get(columns, ())
         elif self.stack and self.g.captured and p.tokens <= _FEWEST:
             first = (_SHAPE_OF_FEW,)
-        return launch_shape(self.g, w, columns, first=first, ordering=self.own_order(p))
+        found = launch_shape(self.g, w, columns, first=first, ordering=self.own_order(p))
+        if found is None and not (self.stack or self.head or self.g.captured):
+            return chunked_shape(self.g, w, columns)
+        return found
+
+    def blocks_of_group(self, p: Pass, blocks: int) -> int:
+        """How many of so many blocks a group of tokens has, if none is to have row blocks of two; 0
+        if that would leave some without work."""
+        groups = -(-self.pairs(p) // self.columns(p))
+        each = blocks // groups
+        return each if 20 * groups * each >= 19 * blocks else 0
 
     def groups(self, p: Pass) -> tuple[int, ...]:
         """The number of groups, the groups, sorted_pairs and top_k, for batch_matmul.cu."""
@@ -221,14 +237,19 @@ def multiply(
         while left:
             w = left.pop(0)
             how = product.shape(p, w)
-            deep = how is not None and not how.shallow(w) and _DEEP[0] < p.tokens <= _DEEP[1]
+            deep = how is not None and (
+                not product.blocks_of_group(p, how.blocks * g.gpu.multiprocessors)
+                if how.chunk
+                else not how.shallow(w) and _DEEP[0] < p.tokens <= _DEEP[1].get(how.warps, 512)
+            )
             pays = product.stack or product.head or not deep
             if how is None or not pays:
                 one(product, w, at, product.pairs(p), stride, exchange=exchange)
                 at += 4 * w.rows
                 continue
-            few = left and p.tokens <= FEW and product.shape(p, left[0])
-            more = left.pop(0) if few else None
+            most = _BOTH if not g.captured and how.columns == GROUPS[-1] else FEW
+            then = product.shape(p, left[0]) if left and p.tokens <= most else None
+            more = left.pop(0) if then and not how.chunk and not then.chunk else None
             planned = not product.stack or later
             stream(product, p, w, at, stride, more=more, planned=planned, exchange=exchange)
             at += 4 * (w.rows + (more.rows if more else 0))
@@ -306,13 +327,17 @@ def dense(
     them on."""
     s, blocks = supers(w.columns), -(-w.rows // (2 * rows))
     tokens = -(-pairs // max(1, product.g.gpu.multiprocessors // blocks))
+    shared = s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1]
+    twice = tokens > 8 and 2 * shared <= product.g.gpu.shared_most
     product.g.launch(
         "ops/matmul_dense",
         (blocks, -(-pairs // tokens)),
         (w.address, product.input(w) + 4 * first * w.columns, w.columns, pairs, tokens)
         + (y + 4 * first * stride, w.rows, stride, exchange.arguments[0]),
-        w.layout.matmul[2] | {"ROWS": rows, "SUPERS": s} | exchange.defines,
-        shared=s * _DENSE_SHARED[0] + rows * _DENSE_SHARED[1],
+        w.layout.matmul[2]
+        | {"ROWS": rows, "SUPERS": s, "TOGETHER": 2 + 2 * twice}
+        | exchange.defines,
+        shared=shared * (1 + twice),
     )
 
 
@@ -369,6 +394,8 @@ def stream(
     g, s, columns = product.g, supers(w.columns), product.columns(p)
     largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
     how, ordering = product.shape(p, largest), product.own_order(p)
+    if more and columns == GROUPS[-1]:
+        how = launch_shape(g, largest, columns, first=_SHAPES_OF_BOTH)
     assert how is not None
     blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
     row_blocks, more_row_blocks, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
@@ -376,15 +403,18 @@ def stream(
     dense = not product.stack and not up
     split = (
         dense
+        and not how.chunk
         and s >= how.warps
         and row_blocks + more_row_blocks < 2 * how.warps * blocks
         and how.shared(largest, split=True) <= how.shared_most(g)
     )
     defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
     defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
+    defines |= {"SUPERS_AT_ONCE": how.chunk} if how.chunk else {}
     defines |= {"BESIDE": BESIDE} if dense and how.warps == 16 and columns == GROUPS[0] else {}
     defines |= {"GATED": 1} if up else {}
     defines |= {"PLANNED": 1} if planned else {}
+    defines |= {"WEIGHED": 1} if product.stack and not ordering else {}
     defines |= {"SPLIT": 1} if split else {}
     defines |= {"OWN_ORDER": product.pairs_a_thread(p, 32 * how.warps)} if ordering else {}
     late = product.late(p)
@@ -397,6 +427,11 @@ def stream(
         defines |= {"MORE": f"Tiled{more.layout.format.name}"}
         more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
         more_blocks = min(max(more_blocks, 1), blocks - 1)
+    each = product.blocks_of_group(p, blocks)
+    if dense and columns == GROUPS[-1] and not product.head and each > (more is not None):
+        of_more = max(1, round(more_blocks * each / blocks)) if more else 0
+        groups = -(-product.pairs(p) // columns)
+        blocks, more_blocks = groups * each, groups * of_more
     if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)

@@ -6,7 +6,7 @@
 #include "copy.cuh"
 #include "mirrors.cuh"
 
-constexpr int HALVES = 2, TOGETHER = 2, HALF_WARPS = SUPER / WARP;
+constexpr int HALVES = 2, HALF_WARPS = SUPER / WARP;
 constexpr int SUMS = TOGETHER * ROWS;  // of a half
 
 struct DenseShared {  // twice: for these tokens, and for those before or behind

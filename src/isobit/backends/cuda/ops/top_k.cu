@@ -174,15 +174,17 @@ struct Sorter {
 
     // Counts become places; blocks write those of their own experts. At most as many experts as threads.
     DEV void add_up(int* expert_offsets, PairGroup* groups, int* n_groups, int columns) {
-        __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP];
+        __shared__ int pairs_of[1024 / WARP], groups_of[1024 / WARP], cost_of[1024 / WARP];
         int e = threadIdx.x, mine = e < experts ? place[e] : 0;
-        int end = warp_scan(mine), in_groups = (mine + columns - 1) / columns;
-        int groups_end = warp_scan(in_groups);
-        if (lane_id() == WARP - 1) pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end;
+        int end = warp_scan(mine), whole = mine / columns, left = mine % columns, in_groups = whole + (left > 0);
+        int cost = whole * row_block_cost(columns) + (left ? row_block_cost(left) : 0);
+        int groups_end = warp_scan(in_groups), cost_end = warp_scan(cost);
+        if (lane_id() == WARP - 1)
+            pairs_of[warp_id()] = end, groups_of[warp_id()] = groups_end, cost_of[warp_id()] = cost_end;
         __syncthreads();
         if (e >= experts) return;
 #pragma unroll 1
-        for (int w = 0; w < warp_id(); w++) end += pairs_of[w], groups_end += groups_of[w];
+        for (int w = 0; w < warp_id(); w++) end += pairs_of[w], groups_end += groups_of[w], cost_end += cost_of[w];
         int begin = end - mine;
         place[e] = begin;
         if (!own(e)) return;
@@ -190,9 +192,14 @@ struct Sorter {
         if (e == experts - 1) expert_offsets[experts] = end;
         if (!groups) return;
         PairGroup* to = groups + groups_end - in_groups;
+        int before = cost_end - cost;
 #pragma unroll 1
-        for (int i = begin; i < end; i += columns) *to++ = {e, i, min(columns, end - i), 0};
-        if (e == experts - 1) *n_groups = groups_end;
+        for (int i = begin; i < end; i += columns) {
+            int count = min(columns, end - i);
+            *to++ = {e, i, count, before};
+            before += row_block_cost(count);
+        }
+        if (e == experts - 1) *n_groups = groups_end, *to = {0, 0, 0, cost_end};
     }
     // Bits in words below, an expert a warp.
     DEV void add_up_bits() {
@@ -209,7 +216,7 @@ struct Sorter {
 };
 
 // sorted_pairs gets the pairs, expert_offsets where each expert's begin; unless null, groups those of each expert in groups
-// of up to `columns`, and n_groups their number. shared: what Sorter takes.
+// of up to `columns`, one of none behind them, and n_groups their number. shared: what Sorter takes.
 KERNEL(1024) sort_pairs(const int* ids, int tokens, int k, int before, int experts, int* sorted_pairs,
                         int* expert_offsets, PairGroup* groups, int* n_groups, int columns) {
     DYNAMIC_SHARED(int, shared);

@@ -29,6 +29,8 @@ class SortedPairs:
     """Experts of a token."""
     value: Value
     ids: BufferView
+    prompts: bool
+    """Whether they are of a prompt, on Hopper."""
 
     @classmethod
     def of(cls, g: Lowering, ids: Value) -> "SortedPairs":
@@ -42,7 +44,8 @@ class SortedPairs:
         readers = (op.operation for op in g.readers.get(ids, ()))
         parts = (made.part for made in readers if isinstance(made, ExpertMatMul))
         part = next(parts, None) or (0, ids.shape.below or 0)
-        return cls(pairs, offsets, groups, part, ids.shape.width, ids, g.places[ids])
+        at = ids, g.places[ids], g.gpu.warpgroups and not g.captured
+        return cls(pairs, offsets, groups, part, ids.shape.width, *at)
 
     @property
     def experts(self) -> int:
@@ -66,7 +69,7 @@ class SortedPairs:
 
     def columns(self, tokens: int) -> int:
         """Pairs of a group, of so many tokens."""
-        return expert_columns(tokens * self.each / max(self.of_all, 1))
+        return expert_columns(tokens * self.each / max(self.of_all, 1), prompts=self.prompts)
 
     @property
     def grouped(self) -> tuple[int, int]:

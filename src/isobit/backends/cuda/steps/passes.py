@@ -70,8 +70,9 @@ class Passes:
     def rehearse(self) -> None:
         """Queue one pass of each kind, of no batch; those of sizes that are close are alike."""
         for n in (*_close_sizes(self._most), self._most):
-            for spans in (0, 1):
-                p = Pass(n, 1, self._inputs(), spans=dict.fromkeys(self._g.spans, spans))
+            for many in (0, 1):
+                spans = {length: many * -(-n // length) for length in self._g.spans}
+                p = Pass(n, 1, self._inputs(), spans=spans)
                 run(self._program.body, p)
             if n <= LOGIT_ROWS_AT_ONCE:
                 run(self._program.head, replace(p, count=n))
