@@ -41,7 +41,7 @@ WAYS = {
     "now": (),
     "whole products": ((part_matmul, "_PART_TOKENS", 0),),
     "a block a token's logits": ((captured, "_SEARCH", 0),),
-    "nothing ahead": ((launch_shapes, "AHEAD", 0),),
+    "nothing ahead": ((launch_shapes, "AHEAD", {}),),
 }
 FIRST = next(iter(WAYS))
 

@@ -18,7 +18,7 @@
 #ifdef OWN_ORDER
 #include "own_order.cuh"
 #endif
-#ifdef AHEAD
+#if defined AHEAD || defined EARLY
 #include "ahead.cuh"
 #endif
 #ifdef WEIGHED
@@ -421,6 +421,9 @@ struct Product {
 #else
         uint8* memory = reinterpret_cast<uint8*>(acts + COLUMNS * supers);
 #endif
+#ifdef EARLY  // while experts are chosen; others than those that the product before brought
+        Ahead{first, second, uint32(supers * W::TILE_BYTES), uint32(row_blocks * experts)}.template bring<EARLY, 4>();
+#endif
 #ifdef OWN_ORDER
         Order order(groups.pairs, experts, each, memory + BATCH_WARPS * Stream<W>::BYTES);
         groups.listed = order.groups, pair_rows.sorted_pairs = order.pair;
@@ -452,7 +455,7 @@ struct Product {
         order.place();
 #endif
 #ifdef AHEAD
-        ahead.bring();
+        ahead.bring<AHEAD, 0>();
 #endif
 #ifdef PLANNED
         wait_for_previous();

@@ -21,8 +21,10 @@ _CHUNK = 4
 """Superblocks of activations of a prompt's product that are held, where not all fit."""
 BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
-AHEAD = 9
-"""Of a layer's experts, each so many row blocks are fetched ahead by the dense product before."""
+AHEAD = {16: (9, 36), 64: (18, 9)}
+"""By tokens, of which there are more than the smallest group: of a layer's experts each so many row
+blocks are fetched ahead by the dense product before, and each so many others by gate and up while
+experts are chosen, beginning with the fifth, so that none of multiples of these is both."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,23 @@ def fits_all(
     return all(launch_shape(g, w, columns, up, ordering=ordering) for columns in GROUPS)
 
 
-def bring(ahead: Ahead, tokens: int) -> tuple[int, int, int, int]:
-    """Arguments of what brings experts' weights into the device's cache; 0s if nothing does."""
-    if not AHEAD or not ahead.weights or not GROUPS[0] < tokens <= FEW:
-        return 0, 0, 0, 0
+def _each(tokens: int) -> tuple[int, int]:
+    few = (n for most, n in AHEAD.items() if tokens <= most)
+    return next(few, (0, 0)) if tokens > GROUPS[0] else (0, 0)
+
+
+def bring(ahead: Ahead, tokens: int) -> tuple[tuple[int, int, int, int], dict[str, int]]:
+    """Arguments and definitions of what brings experts' weights into the device's cache; 0s if
+    nothing does."""
+    if not ahead.weights or not (every := _each(tokens)[0]):
+        return (0, 0, 0, 0), {}
     gate, up = ahead.weights
     each = gate.layout.format.nbytes(TILE_ROWS * gate.columns)
-    return gate.address, up.address, each, gate.matrices * gate.rows // TILE_ROWS
+    row_blocks = gate.matrices * gate.rows // TILE_ROWS
+    return (gate.address, up.address, each, row_blocks), {"AHEAD": every}
+
+
+def bring_own(tokens: int) -> dict[str, int]:
+    """Definitions of gate and up that bring some of their weights before they know the experts."""
+    every = _each(tokens)[1]
+    return {"EARLY": every} if every else {}

@@ -9,11 +9,11 @@ from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, anything
 from isobit.backends.cuda.ops.groups import GROUPS, token_columns
 from isobit.backends.cuda.ops.launch_shapes import (
-    AHEAD,
     BESIDE,
     FEW,
     LaunchShape,
     bring,
+    bring_own,
     chunked_shape,
     fits_all,
     launch_shape,
@@ -436,8 +436,9 @@ def stream(
         defines |= {"CLUSTER": 2}
         more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
     defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= FEW else {}
-    ahead = bring(product.ahead, p.tokens) if dense else (0, 0, 0, 0)
-    defines |= {"AHEAD": AHEAD} if ahead[-1] else {}
+    defines |= bring_own(p.tokens) if up and ordering else {}
+    ahead, brings = bring(product.ahead if dense else Ahead(), p.tokens)
+    defines |= brings
     second = up or more
     product.g.launch(
         "ops/batch_matmul",

@@ -71,7 +71,7 @@ KERNEL(BLOCK) part_matmul(const uint8* first, const uint8* second, int row_block
     }
     commit_copies();
 #ifdef AHEAD
-    Ahead{ahead_first, ahead_second, uint32(ahead_bytes), uint32(ahead_row_blocks)}.bring();
+    Ahead{ahead_first, ahead_second, uint32(ahead_bytes), uint32(ahead_row_blocks)}.bring<AHEAD, 0>();
 #endif
     wait_for_previous();
 #pragma unroll 1

@@ -10,7 +10,7 @@ from isobit.backends.cuda.device.layout import COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Launch, Lowering, Parts
-from isobit.backends.cuda.ops.launch_shapes import AHEAD, BESIDE, SPARE, bring
+from isobit.backends.cuda.ops.launch_shapes import BESIDE, SPARE, bring
 from isobit.backends.cuda.workspace import MIXED, STEPS, BufferView, Pass, Source, TracePoint
 from isobit.model.graph import Value
 
@@ -82,8 +82,8 @@ def lower_parts(
         defines |= {"MORE": f"Tiled{more[0].layout.format.name}"} if more else {}
         room = {1: (16, BESIDE), 2: (8, 64)}.get(blocks, (0, 0))
         defines |= {"BESIDE": room[1]} if warps <= room[0] else {}
-        brought = bring(ahead, n)
-        defines |= {"AHEAD": AHEAD} if brought[-1] else {}
+        brought, how = bring(ahead, n)
+        defines |= how
         second, more_rows = (more[0].address, more[0].rows) if more else (0, 0)
         rows = w.rows // (2 * TILE_ROWS), more_rows // (2 * TILE_ROWS)
         g.launch(
