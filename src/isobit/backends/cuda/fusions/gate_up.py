@@ -7,14 +7,10 @@ from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import WARPS, Claimed, Lowering
 from isobit.backends.cuda.ops import silu_gate
+from isobit.backends.cuda.ops.batch_matmul import stream
 from isobit.backends.cuda.ops.launch_shapes import fits_all
-from isobit.backends.cuda.ops.matmul import (
-    Product,
-    on_tensor_cores,
-    one,
-    prefers_tensor_cores,
-    stream,
-)
+from isobit.backends.cuda.ops.matmul import on_tensor_cores, one, prefers_tensor_cores
+from isobit.backends.cuda.ops.product import Product
 from isobit.backends.cuda.workspace import Pass
 from isobit.model.graph import Op, Value
 

@@ -10,6 +10,9 @@ from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Ahead, Lowering
 from isobit.backends.cuda.ops.groups import GROUPS
 
+FEWEST = 16
+"""Tokens up to which blocks share the activations of dense products, and have ten warps for
+experts."""
 FEW = 64
 """Tokens up to which steps also quantise late, fetch groups together, and make products of two
 formats by one launch."""

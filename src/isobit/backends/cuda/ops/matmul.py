@@ -2,33 +2,18 @@
 
 from collections.abc import Sequence
 
-from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, TILE_ROWS
+from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
-from isobit.backends.cuda.lowering import WARPS, Ahead, Launch, Lowering, anything
-from isobit.backends.cuda.ops.groups import GROUPS, token_columns
-from isobit.backends.cuda.ops.launch_shapes import (
-    BESIDE,
-    FEW,
-    LaunchShape,
-    bring,
-    bring_own,
-    chunked_shape,
-    fits_all,
-    launch_shape,
-)
+from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
+from isobit.backends.cuda.ops.batch_matmul import stream
+from isobit.backends.cuda.ops.groups import GROUPS
+from isobit.backends.cuda.ops.launch_shapes import FEW, fits_all, launch_shape
 from isobit.backends.cuda.ops.part_matmul import lower_parts, parts_of
-from isobit.backends.cuda.ops.top_k import SortedPairs, ordering_bytes
-from isobit.backends.cuda.workspace import (
-    NOT_EXCHANGED,
-    BufferView,
-    Exchange,
-    Pass,
-    Slot,
-)
+from isobit.backends.cuda.ops.product import Product
+from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
 from isobit.model.graph import Op, Value
-from isobit.numerics.ops import LOGIT_ROWS
 
 supports = anything
 
@@ -38,18 +23,9 @@ _TILED_ROWS, _TILED_SHARED = 32, 8 * 8 * ACT_BYTES + 8 * 8 * 32 * 4  # Shared of
 _MMA_TOKENS, _MMA_ROWS = 32, 128  # TOKENS and ROWS of matmul_mma.cu
 _BOTH = 512
 """Tokens of a prompt up to which products of two formats are made by one launch."""
-_SHAPES_OF_BOTH = ((1, 16, 1),)
-"""Of these, before those of launch_shapes.py: more warps are worth more than more superblocks."""
-_FEWEST = 16
-"""Tokens up to which blocks share the activations of dense products, and have ten warps for
-experts."""
 _DEEP = 128, {16: 256, 8: 512}
 """Tokens between which products of many columns are faster by matmul_mma.cu than by blocks of so
 many warps."""
-_SHAPE_OF_FEW = (2, 10, 2)
-_SHAPES_OF_HEAD = {16: ((1, 16, 2), (2, 8, 1)), 32: ((1, 12, 1), (1, 8, 1))}
-"""Shapes that go before those of launch_shapes.py: for few tokens' experts, and by pairs of a group
-of the output product."""
 _DENSE_WORDS = 96  # that a thread of matmul_dense.cu has for weights and activations
 _DENSE_SHARED = 4 << 10, 8 << 10  # bytes for each superblock and each row: its DenseShared
 
@@ -87,128 +63,6 @@ def _lower_shared(g: Lowering, w: DeviceWeight, x: Value, y: Value, exchange: Ex
 
     g.emit(make)
     g.meet(exchange, y)
-
-
-class Product:
-    """What products of one input have in common: the activations, and which pairs go where."""
-
-    def __init__(
-        self,
-        g: Lowering,
-        weights: Sequence[DeviceWeight],
-        x: Value,
-        ids: Value | None,
-        *,
-        late: bool = False,
-    ) -> None:
-        """late: activations of few tokens are quantised by the product itself."""
-        columns = weights[0].columns
-        self.g, self._x, self.head = g, x, x.shape.rows == LOGIT_ROWS
-        quantised = any(w.layout.kind != "floats" for w in weights)
-        floats = any(w.layout.kind == "floats" for w in weights)
-        self._quantise: Launch | None = None
-        self._acts: Slot | None = None
-        if late:
-            self._acts, self._quantise = g.quantising(x, columns)
-        elif quantised:
-            self._acts = g.acts(x, columns)
-        self._floats = g.dense(x) if floats or late else None
-        self._sorted_pairs = SortedPairs.of(g, ids) if ids else None
-        if self._sorted_pairs and not (
-            g.captured
-            and all(fits_all(g, w, ordering=self._sorted_pairs.most_bytes) for w in weights)
-        ):
-            g.sorted.add(self._sorted_pairs.value)
-        self.ahead = Ahead()
-        if ids is None and not self.head and all(w.layout.fused for w in weights):
-            g.ahead = self.ahead
-        self._each = ids.shape.width if ids else 1
-        self._top_k = self._each * columns // x.shape.width
-
-    def pairs(self, p: Pass) -> int:
-        """How many."""
-        return p.rows(self._x.shape) * self._each
-
-    def columns(self, p: Pass) -> int:
-        """Pairs of a group."""
-        at = self._sorted_pairs
-        return at.columns(p.tokens) if at else token_columns(self.pairs(p), head=self.head)
-
-    @property
-    def exchange(self) -> Exchange:
-        """By which other parts' columns of its activations arrive."""
-        return self.g.arriving(self._x)
-
-    @property
-    def stack(self) -> bool:
-        """Whether pairs choose their matrix."""
-        return self._sorted_pairs is not None
-
-    def late(self, p: Pass) -> bool:
-        """Whether it quantises its activations itself (FLOATS of batch_matmul.cu)."""
-        return self._quantise is not None and p.tokens <= FEW
-
-    def begin(self, p: Pass) -> None:
-        """Queue what has to be there."""
-        if self._quantise is not None and not self.late(p):
-            self._quantise(p)
-
-    def input(self, w: DeviceWeight, *, late: bool = False) -> int:
-        """The activations that such a weight multiplies."""
-        at = self._floats if w.layout.kind == "floats" or late else self._acts
-        assert at is not None
-        return at.address
-
-    @property
-    def routing(self) -> tuple[int, int, int]:
-        """sorted_pairs, expert_offsets and top_k of sorted_pairs.cuh."""
-        at = self._sorted_pairs
-        return (
-            (at.sorted_pairs.address, at.expert_offsets.address, self._top_k) if at else (0, 0, 1)
-        )
-
-    def own_order(self, p: Pass) -> int:
-        """Bytes of shared memory in which blocks order the pairs themselves; 0 if they do not."""
-        at = self._sorted_pairs
-        if at is None or not at.own(self.g, p):
-            return 0
-        return ordering_bytes(p.tokens, at.each, at.experts, self.columns(p))
-
-    def pairs_a_thread(self, p: Pass, threads: int) -> int:
-        """Rounded up, so that kernels are few."""
-        return 1 << (-(-self.pairs(p) // threads) - 1).bit_length()
-
-    def shape(self, p: Pass, w: DeviceWeight) -> "LaunchShape | None":
-        """How batch_matmul.cu takes a matrix; None if it does not."""
-        columns = self.columns(p)
-        first: Sequence[tuple[int, int, int]] = ()
-        if self.head:
-            first = _SHAPES_OF_HEAD.get(columns, ())
-        elif self.stack and self.g.captured and p.tokens <= _FEWEST:
-            first = (_SHAPE_OF_FEW,)
-        found = launch_shape(self.g, w, columns, first=first, ordering=self.own_order(p))
-        if found is None and not (self.stack or self.head or self.g.captured):
-            return chunked_shape(self.g, w, columns)
-        return found
-
-    def blocks_of_group(self, p: Pass, blocks: int) -> int:
-        """How many of so many blocks a group of tokens has, if none is to have row blocks of two; 0
-        if that would leave some without work."""
-        groups = -(-self.pairs(p) // self.columns(p))
-        each = blocks // groups
-        return each if 20 * groups * each >= 19 * blocks else 0
-
-    def groups(self, p: Pass) -> tuple[int, ...]:
-        """The number of groups, the groups, sorted_pairs and top_k, for batch_matmul.cu."""
-        at = self._sorted_pairs
-        if at is not None and at.own(self.g, p):
-            return at.ids.address, 0, 0, self._top_k
-        return (*at.grouped, at.sorted_pairs.address, self._top_k) if at else (0, 0, 0, 1)
-
-    def chosen(self, p: Pass) -> tuple[int, int, int]:
-        """Pairs, and if these choose their matrix, experts, and how many a token has."""
-        at = self._sorted_pairs
-        return self.pairs(p), *((at.experts, at.each) if at else (0, 1))
 
 
 def multiply(
@@ -370,82 +224,4 @@ def on_tensor_cores(
         | {f"MMA_{w.layout.format.name}": 1, "STAGES": stages}
         | ({"NARROW": 1} if narrow else {}),
         shared=stages * stage,
-    )
-
-
-def stream(
-    product: Product,
-    p: Pass,
-    w: DeviceWeight,
-    y: int,
-    stride: int,
-    *,
-    up: DeviceWeight | None = None,
-    more: DeviceWeight | None = None,
-    planned: bool,
-    exchange: Exchange = NOT_EXCHANGED,
-) -> None:
-    """Queue a product whose weights are read once for a group of pairs; or with ``up`` the SwiGLU
-    of both products; or with ``more``, of another format, one beside the other.
-
-    planned: the groups were known before the kernel ahead began, so weights are fetched early.
-    exchange: by which it is sent to other parts.
-    """
-    g, s, columns = product.g, supers(w.columns), product.columns(p)
-    largest = max((w, more or w), key=lambda w: w.layout.format.block_bytes)
-    how, ordering = product.shape(p, largest), product.own_order(p)
-    if more and columns == GROUPS[-1]:
-        how = launch_shape(g, largest, columns, first=_SHAPES_OF_BOTH)
-    assert how is not None
-    blocks, rows = how.blocks * g.gpu.multiprocessors, TILE_ROWS if up else 2 * TILE_ROWS
-    row_blocks, more_row_blocks, more_blocks = w.rows // rows, more.rows // rows if more else 0, 0
-    # Fewer row blocks than would keep all warps busy for long, and superblocks for each of them.
-    dense = not product.stack and not up
-    split = (
-        dense
-        and not how.chunk
-        and s >= how.warps
-        and row_blocks + more_row_blocks < 2 * how.warps * blocks
-        and how.shared(largest, split=True) <= how.shared_most(g)
-    )
-    defines: dict[str, str | int] = {"WEIGHT": f"Tiled{w.layout.format.name}", "DEPTH": how.depth}
-    defines |= {"BLOCK": 32 * how.warps, "COLUMNS": columns, "AT_ONCE": how.blocks}
-    defines |= {"SUPERS_AT_ONCE": how.chunk} if how.chunk else {}
-    defines |= {"BESIDE": BESIDE} if dense and how.warps == 16 and columns == GROUPS[0] else {}
-    defines |= {"GATED": 1} if up else {}
-    defines |= {"PLANNED": 1} if planned else {}
-    defines |= {"WEIGHED": 1} if product.stack and not ordering else {}
-    defines |= {"SPLIT": 1} if split else {}
-    defines |= {"OWN_ORDER": product.pairs_a_thread(p, 32 * how.warps)} if ordering else {}
-    late = product.late(p)
-    if late:
-        defines |= {"FLOATS": 1}
-        exchange = product.exchange
-    defines |= exchange.defines
-    defines |= {"TOGETHER": 1} if product.stack and g.captured and p.tokens <= FEW else {}
-    if more:
-        defines |= {"MORE": f"Tiled{more.layout.format.name}"}
-        more_blocks = round(blocks * more.matrix_bytes / (w.matrix_bytes + more.matrix_bytes))
-        more_blocks = min(max(more_blocks, 1), blocks - 1)
-    each = product.blocks_of_group(p, blocks)
-    if dense and columns == GROUPS[-1] and not product.head and each > (more is not None):
-        of_more = max(1, round(more_blocks * each / blocks)) if more else 0
-        groups = -(-product.pairs(p) // columns)
-        blocks, more_blocks = groups * each, groups * of_more
-    if dense and product.pairs(p) <= _FEWEST and blocks % 4 == 0:
-        defines |= {"CLUSTER": 2}
-        more_blocks = min(more_blocks + more_blocks % 2, blocks - 2)
-    defines |= {"ONCE": 1} if product.stack and g.captured and p.tokens <= FEW else {}
-    defines |= bring_own(p.tokens) if up and ordering else {}
-    ahead, brings = bring(product.ahead if dense else Ahead(), p.tokens)
-    defines |= brings
-    second = up or more
-    product.g.launch(
-        "ops/batch_matmul",
-        (blocks,),
-        (w.address, second.address if second else 0, w.matrix_bytes, row_blocks, s)
-        + (product.input(w, late=late), *product.groups(p), y, stride, more_row_blocks, more_blocks)
-        + (*product.chosen(p), *exchange.arguments, *ahead),
-        defines,
-        shared=how.shared(largest, split=split) + ordering,
     )

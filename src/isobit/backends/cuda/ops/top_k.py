@@ -58,7 +58,7 @@ class SortedPairs:
         return self.value.shape.below or 0
 
     def own(self, g: Lowering, p: Pass) -> bool:
-        """Whether products order the pairs of a pass themselves (Order of batch_matmul.cu)."""
+        """Whether products order the pairs of a pass themselves (Order of own_order.cuh)."""
         few = p.tokens * self.each <= _OWN_PAIRS and self.experts <= _OWN_EXPERTS
         return few and self.experts == self.of_all and g.captured and self.value not in g.sorted
 
