@@ -314,7 +314,7 @@ def test_keys_and_queue(alone: Model) -> None:
             assert httpx.get(url(client, "/health"), headers={"authorization": wrong}).is_error
         for right in ({"authorization": "bearer secret"}, {"x-api-key": "secret"}):
             assert httpx.get(url(client, "/health"), headers=right).is_success
-        ask = {"model": "m", "prompt": PROMPT, "max_tokens": 9}
+        ask = {"model": "m", "prompt": PROMPT, "max_tokens": 9, "temperature": 0}
         with service.engine.turn():  # no pass runs, so nothing leaves the queue
             first = client.completions.create(**ask, n=2, stream=True)
             with pytest.raises(openai.RateLimitError, match="2 requests wait") as caught:
