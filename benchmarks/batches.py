@@ -1,8 +1,10 @@
 """What the benchmarks of the GPU backends run, and what they say of where they ran."""
 
+import contextlib
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -19,6 +21,15 @@ def origin(model, commit):
         "machine": platform.platform(),
         "driver": nvidia_driver(),
     }
+
+
+@contextlib.contextmanager
+def patched(changes):
+    """With other values of these: (module or class, name, value) each."""
+    with contextlib.ExitStack() as stack:
+        for of, name, value in changes:
+            stack.enter_context(patch.object(of, name, value))
+        yield
 
 
 def batch(tokens, start, pages, rows=()):

@@ -9,17 +9,15 @@ ways (--traced). The table comes last; the exit code is 1 if a bit differs.
 """
 
 import argparse
-import contextlib
 import json
 import time
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import cuda_timeline
 import numpy as np
 import synthetic
-from batches import batch, origin
+from batches import batch, origin, patched
 from kernels import Listener, compile_all
 
 from isobit.backends.cpu import CpuBackend
@@ -43,21 +41,12 @@ WAYS = {
 }
 
 
-@contextlib.contextmanager
-def way(name):
-    """With the numbers of a way."""
-    with contextlib.ExitStack() as stack:
-        for module, attribute, value in WAYS[name]:
-            stack.enter_context(patch.object(module, attribute, value))
-        yield
-
-
 class Prompts:
     """Whole prompts in one way."""
 
     def __init__(self, name, graph, resident, gpu, most):
         self.name, self._gpu = name, gpu
-        with way(name):
+        with patched(WAYS[name]):
             self.made = Program(graph, resident, gpu, 2, PASS)
             self.passes = Passes(self.made, most)
             self.passes.settle(-(-most // KV_PAGE))
@@ -71,7 +60,7 @@ class Prompts:
     def rehearse(self, n):
         """Queue what a prompt launches."""
         spans = {length: -(-n // length) for length in self.made.g.spans}
-        with way(self.name):
+        with patched(WAYS[self.name]):
             p = Pass(n, 1, self.passes._inputs(), spans=spans)
             run(self.made.body, p)
             for count in (1, ROWS):
@@ -80,7 +69,7 @@ class Prompts:
     def run(self, work):
         """The wanted rows' logits."""
         host = _ToHost(self._gpu, len(work.logit_rows), self.made.vocabulary)
-        with way(self.name):
+        with patched(WAYS[self.name]):
             for _ in self.passes.run(work, np.zeros(1, np.int32), host, stops=False):
                 pass
         return host.rows

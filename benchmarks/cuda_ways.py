@@ -8,16 +8,14 @@ CPU's. OUT: a folder for cuda_ways.json. The table comes last; the exit code is 
 """
 
 import argparse
-import contextlib
 import json
 import time
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import cuda_timeline
 import numpy as np
-from batches import origin
+from batches import origin, patched
 from cuda_rows import DEPTH, Texts
 from kernels import asked, compile_all
 
@@ -46,21 +44,12 @@ WAYS = {
 FIRST = next(iter(WAYS))
 
 
-@contextlib.contextmanager
-def way(name):
-    """With the numbers of a way."""
-    with contextlib.ExitStack() as stack:
-        for module, attribute, value in WAYS[name]:
-            stack.enter_context(patch.object(module, attribute, value))
-        yield
-
-
 class Steps:
     """Steps of all sizes in one way."""
 
     def __init__(self, name, backend, weights, sizes):
         self.name, self._gpu = name, backend._gpu
-        with way(name):
+        with patched(WAYS[name]):
             at = weights.graph, backend._programs.resident, self._gpu, 2, STEPS
             padded = [n for n in sizes if n > FEW]
             made = Program(*at)
@@ -135,8 +124,8 @@ def main():
     most = max(sizes)
     engine = EngineConfig(context=2304, max_sequences=most, chunk=2048, pages=4 * most + 72)
     kernels = set()
-    for name in WAYS:
-        with way(name):
+    for changes in WAYS.values():
+        with patched(changes):
             kernels |= asked(weights, engine, gpu)
     note("MB of kernels", compile_all(kernels, gpu.arch) / 1e6)
     backend = CudaBackend(weights, engine, gpu)
