@@ -15,7 +15,6 @@ from isobit.gguf.reader import GGUFFile
 from isobit.model.architectures import read_config
 from isobit.model.parallel.split import split
 from isobit.model.weights import Weights
-from isobit.verify.oracle import Oracle
 from tests.helpers import random_models as make
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut, same_bits
@@ -89,17 +88,9 @@ def test_bits(file: GGUFFile, planes: int, name: str) -> None:
 
 
 def test_transformers_in_float64(file: GGUFFile, values: tuple[Path, dict[str, F32]]) -> None:
-    torch = needs("torch", "torch")
+    needs("torch", "torch")
     needs("transformers", "transformers")
-    model = transformers_model(values[1])
-    with torch.no_grad():
-        true = model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
-    found = Oracle.of(file).evaluate(TOKENS).logits
-    assert np.abs(found - true).max() < 1e-4 * np.abs(true).max()  # its angles are float32
-    ours = run_cut(opened("cpu", Weights.from_file(file), engine(2)), TOKENS, [0])
-    # Row by row: where two experts are as good as equal, one row may take the other.
-    errors = np.linalg.norm(ours - true, axis=1) / np.linalg.norm(true, axis=1)
-    assert np.median(errors) < 2e-3
+    make.check_accuracy(file, TOKENS, make.logits_of(transformers_model(values[1]), TOKENS))
 
 
 def transformers_model(w: dict[str, F32]) -> Any:

@@ -23,6 +23,7 @@ from isobit.verify.faults import ChangedStage, one_ulp, with_backend
 from isobit.verify.oracle import Oracle
 from isobit.verify.trace import ModelRun
 from isobit.verify.verify import verify
+from tests.helpers import random_models as make
 from tests.helpers.expected import needs
 from tests.helpers.passes import opened, run_cut
 from tests.model.test_qwen3next import G, write
@@ -279,13 +280,7 @@ def test_the_dense_model_in_float64(dense: GGUFFile) -> None:
     model = transformers.Qwen3_5ForCausalLM(config).double()
     state = _for_transformers(_tensors(dense.path), key_heads=2, value_heads=6, size=32)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
-    with torch.no_grad():
-        expected = model(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
-    found = Oracle.of(dense).evaluate(TOKENS).logits
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()  # its angles are float32
-    engine = EngineConfig(context=128, max_sequences=1)
-    ours = run_cut(opened("cpu", Weights.from_file(dense), engine), TOKENS, [0])
-    assert np.linalg.norm(ours - expected) < 2e-3 * np.linalg.norm(expected)
+    make.check_accuracy(dense, TOKENS, make.logits_of(model, TOKENS))
 
 
 def _tensors(path: Path) -> dict[str, NDArray[np.float64]]:
