@@ -40,6 +40,9 @@ DEV void computed(int (&c)[N]) {
     "k32.s32.s8.s8 {" c "}, " a ", " b ", p;\n}"
 // c += A B, or = where there is nothing yet (more is false), over 32 values: A 64 x 32, a warp's 16 rows; B 32 x 2N.
 // Registers as those of product32 (mma.cuh), the columns 8 at a time.
+//
+// No branch may lie between a product with A in registers and the wait for it: there the compiler gives these registers
+// to others, although they are still read (seen with NVRTC 13.0).
 DEV void product_rows(int (&c)[16], const int (&a)[4], Matrix b, bool more) {
     asm volatile(PRODUCT(32, N16, "{%16, %17, %18, %19}", "%21", "%20")
                  : C16(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(more)));
