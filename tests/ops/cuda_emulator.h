@@ -217,6 +217,10 @@ static inline int bytes_dot(int a, int b, int c, int from_a, int width, int from
     return c;
 }
 static inline int dp4a(int a, int b, int c) { return bytes_dot(a, b, c, 0, 8, 0, 4); }
+static inline int dp4a(unsigned a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += int(a >> 8 * i & 255) * (signed char)(b >> 8 * i);
+    return c;
+}
 static inline int dp2a_lo(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 0, 2); }
 static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 2, 2); }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
@@ -340,12 +344,13 @@ static inline void load_matrices(int (&r)[4], SharedAddress address) {
     __syncwarp();
 }
 // a: registers of rows g and g+8 for each 16 values in turn; b: one for each 16 values.
-template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES]) {
+template <int HALVES, class Byte = signed char> void product(int (&c)[4], const int (&a)[2 * HALVES], const int (&b)[HALVES]) {
     int mine[3 * HALVES], l = threadIdx.x % 32;
     memcpy(mine, a, sizeof a);
     memcpy(mine + 2 * HALVES, b, sizeof b);
     auto& all = emu::registers(mine);
-    signed char rows[2][16 * HALVES], columns[2][16 * HALVES];
+    Byte rows[2][16 * HALVES];
+    signed char columns[2][16 * HALVES];
     for (int i = 0; i < 2; i++)
         for (int k = 0; k < 4 * HALVES; k++) {
             memcpy(&rows[i][4 * k], &all[l / 4 * 4 + k % 4][k / 4 * 2 + i], 4);
@@ -355,6 +360,10 @@ template <int HALVES> void product(int (&c)[4], const int (&a)[2 * HALVES], cons
         for (int k = 0; k < 16 * HALVES; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
 }
 static inline void product32(int (&c)[4], const int (&a)[4], int b0, int b1) { int b[2] = {b0, b1}; product<2>(c, a, b); }
+static inline void product32(int (&c)[4], const unsigned (&a)[4], int b0, int b1) {
+    int b[2] = {b0, b1};
+    product<2, unsigned char>(c, reinterpret_cast<const int (&)[4]>(a), b);
+}
 static inline void product16(int (&c)[4], int a0, int a1, int b0) { int a[2] = {a0, a1}, b[1] = {b0}; product<1>(c, a, b); }
 // Products of warpgroups (wgmma.cuh): of a warp's own 16 rows, at once. Where a byte of a matrix lies: bits of the
 // address itself choose the order of chunks.

@@ -75,6 +75,11 @@ DEV float half_to_float(uint16 h) {
 }
 DEV float square_root(float x) { return __fsqrt_rn(x); }
 DEV int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
+DEV int dp4a(uint32 a, int b, int c) {
+    int sum;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
 // Two 16-bit a times the lower, or upper, two of four bytes b.
 DEV int dp2a_lo(int a, int b, int c) { return __dp2a_lo(a, b, c); }
 DEV int dp2a_hi(int a, int b, int c) { return __dp2a_hi(a, b, c); }

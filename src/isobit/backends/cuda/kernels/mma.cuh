@@ -19,7 +19,14 @@ DEV void product32(int (&c)[4], const int (&a)[4], int b0, int b1) {
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// The same over 16 values: a0, a1 hold rows g and g+8 at values 4t, b column g at values 4t.
+// The same of bytes a without signs.
+DEV void product32(int (&c)[4], const uint32 (&a)[4], int b0, int b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// c += A B over 16 values: a0, a1 hold rows g and g+8 at values 4t, b column g at values 4t.
 DEV void product16(int (&c)[4], int a0, int a1, int b) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
         "{%0, %1, %2, %3};"

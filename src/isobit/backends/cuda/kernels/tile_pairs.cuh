@@ -42,7 +42,7 @@ struct TilePair<TiledQ4_K> {
             scales[r][1] = (s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030);
             int low = s1 & 0x3f3f3f3f, high = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
             mins[r] = t == 0 ? low : t == 1 ? high : 0;
-            d[r] = half_to_float(uint16(head.x));
+            d[r] = mul(half_to_float(uint16(head.x)), 0.0625f);
             dmin[r] = half_to_float(uint16(head.x >> 16));
         }
 #pragma unroll
@@ -52,12 +52,14 @@ struct TilePair<TiledQ4_K> {
             for (int i = 0; i < 4; i++) w[i] = tile[i % 2][32 * (1 + 2 * pair + i / 2) + lane];
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
-                int group = 2 * pair + odd, a[4], scale[2];
+                // Codes of an odd group are taken where they lie, as 16 times what they are, so that all sums are.
+                int group = 2 * pair + odd, scale[2];
+                uint32 a[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) a[i] = w[i] >> 4 * odd & 0x0f0f0f0f;
+                for (int i = 0; i < 4; i++) a[i] = w[i] & (odd ? 0xf0f0f0f0u : 0x0f0f0f0fu);
 #pragma unroll
                 for (int r = 0; r < 2; r++)
-                    scale[r] = __byte_perm(scales[r][group / 4], 0, 0x4440 | group % 4);
+                    scale[r] = __byte_perm(scales[r][group / 4], 0, 0x4440 | group % 4) << (odd ? 0 : 4);
 #pragma unroll
                 for (int n = 0; n < N; n++) {
                     int b[4];

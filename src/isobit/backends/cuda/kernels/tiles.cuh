@@ -26,8 +26,7 @@ struct TiledQ4_K {
     DEV float dot(const ActivationBlock& a) const {
         Sums<1> sums(c[0]);
 #pragma unroll
-        for (int pair = 0; pair < 4; pair++)
-            sums.add_pair(pair, c[1 + 2 * pair], c[2 + 2 * pair], &a, 0);
+        for (int pair = 0; pair < 4; pair++) sums.add_pair(pair, c[1 + 2 * pair], c[2 + 2 * pair], &a, 0);
         return sums.value(c[0].x, 0);
     }
     template <int N>
@@ -36,24 +35,24 @@ struct TiledQ4_K {
         int4 head = p[0];
         Sums<N> sums(head);
 #pragma unroll 1
-        for (int pair = 0; pair < 4; pair++)
-            sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
+        for (int pair = 0; pair < 4; pair++) sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
 #pragma unroll
         for (int n = 0; n < N; n++) t[n] = sums.value(head.x, n);
     }
 
    private:
+    // The codes of an odd group are taken where they lie, as 16 times what they are, so that all sums are.
     template <int N>
     struct Sums {
-        int scales0, scales1, mins0, mins1;  // of groups 0-3 and 4-7, a byte each
-        int sum[N][2] = {}, m[N] = {};       // of a token
+        uint64 scales, mins;            // of the groups from here on, a byte each
+        int sum[N][2] = {}, m[N] = {};  // of a token
 
         DEV Sums(int4 head) {
-            int s0 = head.y, s1 = head.z, s2 = head.w;
-            scales0 = s0 & 0x3f3f3f3f, scales1 = (s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030);
-            mins0 = s1 & 0x3f3f3f3f, mins1 = (s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030);
+            uint32 s0 = head.y, s1 = head.z, s2 = head.w;
+            scales = uint64((s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030)) << 32 | (s0 & 0x3f3f3f3f);
+            mins = uint64((s2 >> 4 & 0x0f0f0f0f) | (s1 >> 2 & 0x30303030)) << 32 | (s1 & 0x3f3f3f3f);
         }
-        // 64 values: groups 2 * pair (the low nibbles) and 2 * pair + 1.
+        // The next 64 values: groups 2 * pair (the low nibbles) and 2 * pair + 1.
         DEV void add_pair(int pair, int4 first, int4 second, const ActivationBlock* a, int step) {
             const int4 q[2] = {first, second};
             int dots[N][2][2] = {};  // [token][group][plane]
@@ -68,29 +67,28 @@ struct TiledQ4_K {
                         int4 x1 = *reinterpret_cast<const int4*>(x + 32);
                         int &low = dots[n][0][p], &high = dots[n][1][p];
                         low = dp4a(q[half].x & 0x0f0f0f0f, x0.x, low);
-                        high = dp4a(q[half].x >> 4 & 0x0f0f0f0f, x1.x, high);
+                        high = dp4a(q[half].x & 0xf0f0f0f0u, x1.x, high);
                         low = dp4a(q[half].y & 0x0f0f0f0f, x0.y, low);
-                        high = dp4a(q[half].y >> 4 & 0x0f0f0f0f, x1.y, high);
+                        high = dp4a(q[half].y & 0xf0f0f0f0u, x1.y, high);
                         low = dp4a(q[half].z & 0x0f0f0f0f, x0.z, low);
-                        high = dp4a(q[half].z >> 4 & 0x0f0f0f0f, x1.z, high);
+                        high = dp4a(q[half].z & 0xf0f0f0f0u, x1.z, high);
                         low = dp4a(q[half].w & 0x0f0f0f0f, x0.w, low);
-                        high = dp4a(q[half].w >> 4 & 0x0f0f0f0f, x1.w, high);
+                        high = dp4a(q[half].w & 0xf0f0f0f0u, x1.w, high);
                     }
-            int shift = pair % 2 * 16;
-            int two_scales = (pair < 2 ? scales0 : scales1) >> shift;
-            int two_mins = (pair < 2 ? mins0 : mins1) >> shift;
+            const int scale[2] = {byte_of(int(scales), 0) << 4, byte_of(int(scales), 1)};
+            const int min[2] = {byte_of(int(mins), 0), byte_of(int(mins), 1)};
+            scales >>= 16, mins >>= 16;
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int g = 0; g < 2; g++) {
 #pragma unroll
-                    for (int p = 0; p < PLANES; p++)
-                        sum[n][p] += byte_of(two_scales, g) * dots[n][g][p];
-                    m[n] += byte_of(two_mins, g) * a[n * step].sum32[2 * pair + g];
+                    for (int p = 0; p < PLANES; p++) sum[n][p] += scale[g] * dots[n][g][p];
+                    m[n] += min[g] * a[n * step].sum32[2 * pair + g];
                 }
         }
         DEV float value(int halves, int n) const {
-            float d = half_to_float(uint16(halves)), dmin = half_to_float(uint16(halves >> 16));
+            float d = mul(half_to_float(uint16(halves)), 0.0625f), dmin = half_to_float(uint16(halves >> 16));
             return sub(mul(d, combine_planes(sum[n][0], sum[n][1])), mul(dmin, float(m[n])));
         }
     };
