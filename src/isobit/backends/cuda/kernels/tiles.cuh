@@ -6,6 +6,11 @@
 #include "formats.cuh"
 
 constexpr int TILE_ROWS = 8;
+#ifndef QUARTERS  // of a superblock, of which the code is written out
+#define QUARTERS 2
+#endif
+// No read of what comes later is moved ahead of this, for which there would be no registers.
+DEV void in_order() { asm volatile("" ::: "memory"); }
 
 DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
 DEV int signed_byte_of(int word, int i) { return int8(word >> 8 * i); }
@@ -34,8 +39,11 @@ struct TiledQ4_K {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int4 head = p[0];
         Sums<N> sums(head);
-#pragma unroll 1
-        for (int pair = 0; pair < 4; pair++) sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
+#pragma unroll QUARTERS
+        for (int pair = 0; pair < 4; pair++) {
+            in_order();
+            sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
+        }
 #pragma unroll
         for (int n = 0; n < N; n++) t[n] = sums.value(head.x, n);
     }
@@ -110,9 +118,8 @@ struct TiledQ6_K {
         int sum[1][2] = {};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int4 low[2] = {c[2 * i], c[2 * i + 1]}, top[2] = {c[8 + i / 2 * 2], c[9 + i / 2 * 2]};
-            int s0 = i < 2 ? c[12].x : c[12].z, s1 = i < 2 ? c[12].y : c[12].w;
-            add_quarter(i, low, top, s0, s1, &a, 0, sum);
+            const int4 low[2] = {c[4 * (i / 2) + i % 2], c[4 * (i / 2) + i % 2 + 2]};
+            add_quarter(i, low, c[8 + i], i < 2 ? c[12].x : c[12].z, i < 2 ? c[12].y : c[12].w, &a, 0, sum);
         }
         return mul(half_to_float(d), combine_planes(sum[0][0], sum[0][1]));
     }
@@ -120,12 +127,13 @@ struct TiledQ6_K {
     DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int sum[N][2] = {};
-#pragma unroll 1
+#pragma unroll QUARTERS
         for (int i = 0; i < 4; i++) {
-            const int4 low[2] = {p[16 * i], p[16 * i + 8]};
-            const int4 top[2] = {p[64 + i / 2 * 16], p[72 + i / 2 * 16]};
+            in_order();
+            const int4* at = p + 8 * (4 * (i / 2) + i % 2);
+            const int4 low[2] = {at[0], at[16]};
             const int2 s = reinterpret_cast<const int2*>(p + 96)[i / 2];
-            add_quarter(i, low, top, s.x, s.y, a, step, sum);
+            add_quarter(i, low, p[8 * (8 + i)], s.x, s.y, a, step, sum);
         }
         float d = half_to_float(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]);
 #pragma unroll
@@ -133,24 +141,24 @@ struct TiledQ6_K {
     }
 
    private:
-    // Quarter i of the values: 32 codes from k = 128 (i/2) + 32 (i%2) on, and 32 from k + 64.
-    // s0, s1: the words that hold the scales of both.
+    // Quarter i of the values: 16 from k = 128 (i/2) + 16 (i%2) on, and from k + 32, k + 64 and k + 96.
+    // s0, s1: the words that hold the scales of the lower and of the upper two.
     template <int N>
-    DEV static void add_quarter(int i, const int4 (&low)[2], const int4 (&top)[2], int s0, int s1,
-                                const ActivationBlock* a, int step, int (&sum)[N][2]) {
-        int odd = i % 2, left = odd ? 2 : 4, right = odd ? 2 : 0, first = 128 * (i / 2) + 32 * odd;
+    DEV static void add_quarter(int i, const int4 (&low)[2], int4 top, int s0, int s1, const ActivationBlock* a, int step,
+                                int (&sum)[N][2]) {
+        const uint32 t[4] = {uint32(top.x), uint32(top.y), uint32(top.z), uint32(top.w)};
+        s0 >>= i % 2 * 8, s1 >>= i % 2 * 8;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int k = first + 16 * half, g = k / 16;
-            const int l[4] = {low[half].x, low[half].y, low[half].z, low[half].w};
-            const int t[4] = {top[half].x, top[half].y, top[half].z, top[half].w};
+        for (int odd = 0; odd < 2; odd++) {
+            int k = 128 * (i / 2) + 16 * (i % 2) + 32 * odd, g = k / 16;
+            const uint32 l[4] = {uint32(low[odd].x), uint32(low[odd].y), uint32(low[odd].z), uint32(low[odd].w)};
             int q0[4], q1[4];
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                q0[w] = (l[w] & 0x0f0f0f0f) | (t[w] << left & 0x30303030);
-                q1[w] = (l[w] >> 4 & 0x0f0f0f0f) | (t[w] >> right & 0x30303030);
+                q0[w] = (l[w] & 0x0f0f0f0f) | (t[w] << (odd ? 2 : 4) & 0x30303030);
+                q1[w] = (l[w] >> 4 & 0x0f0f0f0f) | (t[w] >> (odd ? 2 : 0) & 0x30303030);
             }
-            int scale0 = signed_byte_of(s0, 2 * odd + half), scale1 = signed_byte_of(s1, 2 * odd + half);
+            int scale0 = signed_byte_of(s0, 2 * odd), scale1 = signed_byte_of(s1, 2 * odd);
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
