@@ -114,11 +114,7 @@ struct TilePair<TiledQ6_K> {
                 for (int upper = 0; upper < 2; upper++) {
                     int group = 8 * half + 4 * upper + 2 * odd, a[4];
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int code = (low[i] >> 4 * upper & 0x0f0f0f0f) |
-                                   (top[i] >> (4 * upper + 2 * odd) & 0x03030303) << 4;
-                        a[i] = (code + 0x60606060) ^ int(0x80808080);  // less 32
-                    }
+                    for (int i = 0; i < 4; i++) a[i] = signed_codes_q6(low[i], top[i], upper, odd);
 #pragma unroll
                     for (int n = 0; n < N; n++) {
                         int b[4];
@@ -143,9 +139,9 @@ struct TilePair<TiledQ6_K> {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint16* d = reinterpret_cast<const uint16*>(tile[i / 2] + 32 * 13);
+            float d4 = mul(half_to_float(d[lane / 4]), 0.25f);
 #pragma unroll
-            for (int n = 0; n < N; n++)
-                u[n][i] = mul(half_to_float(d[lane / 4]), combine_planes(sum[n][0][i], sum[n][1][i]));
+            for (int n = 0; n < N; n++) u[n][i] = mul(d4, combine_planes(sum[n][0][i], sum[n][1][i]));
         }
     }
 };

@@ -182,6 +182,15 @@ struct TiledQ6_K {
     }
 };
 
+// Four codes of Q6_K less 32, times 4, as signed bytes: of the lower or upper 64 of 128 values the first or the odd 32.
+DEV int signed_codes_q6(uint32 low, uint32 top, bool upper, bool odd) {
+    uint32 flipped = top ^ 0xaaaaaaaa;  // the upper of two bits says whether a code is below 32
+#ifndef EMULATED
+    asm("" : "+r"(flipped));  // once for all four
+#endif
+    return ((upper ? low >> 2 : low << 2) & 0x3c3c3c3c) | (flipped << (6 - 4 * upper - 2 * odd) & 0xc0c0c0c0);
+}
+
 // IQ4_NL, IQ4_XS and MXFP4: blocks that may begin inside words, so a row's superblock is kept as words.
 template <int BYTES>
 struct TiledWords {

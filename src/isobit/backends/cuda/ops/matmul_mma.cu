@@ -127,14 +127,13 @@ DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TIL
 #ifdef MMA_Q6_K
 using Tile = TiledQ6_K;
 
-// Sixteen codes at group g (values 16g …) of the lane's row, less 32.
+// Sixteen codes at group g (values 16g …) of the lane's row, less 32, times 4.
 template <int G>
 DEV int codes(const int* tile) {
-    constexpr int half = G / 8, in_half = G % 8, chunk = 4 * half + in_half % 4;
-    constexpr int quarter = in_half / 2;  // which two bits of the top byte
-    int low = tile[32 * chunk + lane_id()] >> (in_half / 4 * 4) & 0x0f0f0f0f;
-    int top = tile[32 * (8 + 2 * half + in_half % 2) + lane_id()] >> (2 * quarter) & 0x03030303;
-    return ((low | top << 4) + 0x60606060) ^ int(0x80808080);
+    constexpr int half = G / 8, in_half = G % 8;
+    int low = tile[32 * (4 * half + in_half % 4) + lane_id()];
+    int top = tile[32 * (8 + 2 * half + in_half % 2) + lane_id()];
+    return signed_codes_q6(low, top, in_half / 4, in_half / 2 % 2);
 }
 
 template <int G, int M>
@@ -193,8 +192,8 @@ DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TIL
         for (int n = 0; n < ROW_TILES; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float d = half_to_float(uint16(tile[n][32 * 13 + t] >> i % 2 * 16));
-                float u = mul(d, combine_planes(sum[m][n][0][i], sum[m][n][1][i]));
+                float d4 = mul(half_to_float(uint16(tile[n][32 * 13 + t] >> i % 2 * 16)), 0.25f);
+                float u = mul(d4, combine_planes(sum[m][n][0][i], sum[m][n][1][i]));
                 acc[m][n][i] = add(acc[m][n][i], mul(dx[i / 2], u));
             }
     }
