@@ -412,7 +412,10 @@ template <int N> void product_rows(int (&c)[N], Matrix a, Matrix b, bool more) {
 static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
     unsigned long long both = (unsigned long long)y << 32 | x;
     unsigned r = 0;
-    for (int i = 0; i < 4; i++) r |= unsigned(both >> 8 * (pick >> 4 * i & 7) & 255) << 8 * i;
+    for (int i = 0; i < 4; i++) {
+        unsigned byte = unsigned(both >> 8 * (pick >> 4 * i & 7) & 255);
+        r |= (pick >> 4 * i & 8 ? 255 * (byte >> 7) : byte) << 8 * i;
+    }
     return int(r);
 }
 

@@ -13,7 +13,7 @@ constexpr int TILE_ROWS = 8;
 DEV void in_order() { asm volatile("" ::: "memory"); }
 
 DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
-DEV int signed_byte_of(int word, int i) { return int8(word >> 8 * i); }
+DEV int signed_byte_of(int word, int i) { return __byte_perm(word, 0, 0x8880 + 0x1111 * i); }  // 8: its sign eight times
 
 // A lane's superblock of a row. In registers it is multiplied with any number of activations; from
 // shared memory with those of N tokens, which lie `step` blocks apart, in a loop, for kernels that run
@@ -147,7 +147,6 @@ struct TiledQ6_K {
     DEV static void add_quarter(int i, const int4 (&low)[2], int4 top, int s0, int s1, const ActivationBlock* a, int step,
                                 int (&sum)[N][2]) {
         const uint32 t[4] = {uint32(top.x), uint32(top.y), uint32(top.z), uint32(top.w)};
-        s0 >>= i % 2 * 8, s1 >>= i % 2 * 8;
 #pragma unroll
         for (int odd = 0; odd < 2; odd++) {
             int k = 128 * (i / 2) + 16 * (i % 2) + 32 * odd, g = k / 16;
@@ -158,7 +157,7 @@ struct TiledQ6_K {
                 q0[w] = (l[w] & 0x0f0f0f0f) | (t[w] << (odd ? 2 : 4) & 0x30303030);
                 q1[w] = (l[w] >> 4 & 0x0f0f0f0f) | (t[w] >> (odd ? 2 : 0) & 0x30303030);
             }
-            int scale0 = signed_byte_of(s0, 2 * odd), scale1 = signed_byte_of(s1, 2 * odd);
+            int scale0 = signed_byte_of(s0, 2 * odd + i % 2), scale1 = signed_byte_of(s1, 2 * odd + i % 2);
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
