@@ -28,7 +28,7 @@ from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
 TILE_ROWS = 8
-ACT_BYTES = 720
+ACT_BYTES = 656
 COLUMN_ACT_BYTES = 560
 """One superblock of quantised activations: ``ActivationBlock`` of common.cuh."""
 

@@ -46,18 +46,18 @@ constexpr int THREADS = 256;  // of a block, unless a kernel says otherwise; sum
 constexpr int SUPER = 256;    // values in a superblock
 constexpr int KV_PAGE = 64;      // keys in a tile, positions in a page
 
-// One superblock of activations: the planes, and the integer sums that zero points and mins need.
-// 720 bytes: eight lanes that read eight blocks at one offset meet no shared-memory bank twice.
+// One superblock of activations: the planes, and the integer sums that mins need.
+// 656 bytes: eight lanes that read eight blocks at one offset meet no shared-memory bank twice.
 struct __align__(16) ActivationBlock {
     int8 plane[2][SUPER];  // high, low; with one plane the second is unused
     int8 digits[3][8];     // sum32 as d0 + 256 d1 + 65536 d2, for tensor cores; not in every block
     float d;
     int unused;            // what tensor cores read ends here
     int sum32[8];          // sum of q over 32 values
-    int neg16[2][16];      // -32 times the sum of a plane over 16 values
+    int sum16[16];         // over 16
     int unused_too[4];
 };
-static_assert(sizeof(ActivationBlock) == 720, "ActivationBlock is also known to layout.py");
+static_assert(sizeof(ActivationBlock) == 656, "ActivationBlock is also known to layout.py");
 
 // Of what is not negative: shorter than a division of signed numbers.
 DEV int quotient(int a, int b) { return int(uint32(a) / uint32(b)); }
@@ -204,9 +204,9 @@ DEV int pack_bytes(int a, int b, int c, int d) {
     return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
 }
 
-// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock. Sums are of the lane's.
+// Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock. The sum is of the lane's.
 struct QuantisedLane {
-    int sum, high, low;
+    int sum;
     float d;
 };
 DEV QuantisedLane quantise_planes(const float (&x)[8], int8 (*plane)[SUPER]) {
@@ -214,14 +214,12 @@ DEV QuantisedLane quantise_planes(const float (&x)[8], int8 (*plane)[SUPER]) {
     for (int i = 0; i < 8; i++) amax = max(amax, magnitude(x[i]));
     isobit::BlockScale scale = isobit::block_scale(warp_max(amax), PLANES);
     int high[8], low[8];
-    QuantisedLane of = {0, 0, 0, scale.d};
+    QuantisedLane of = {0, scale.d};
     for (int i = 0; i < 8; i++) {
         int q = quantised(x[i], scale);
         high[i] = PLANES == 2 ? isobit::high_plane(q) : q;
         low[i] = PLANES == 2 ? isobit::low_plane(q) : 0;
         of.sum += q;
-        of.high += high[i];
-        of.low += low[i];
     }
     int lane = lane_id();
     reinterpret_cast<int2*>(plane[0])[lane] = make_int2(
@@ -243,14 +241,9 @@ DEV void store_digits(int sum, int8 (*digits)[8]) {
 DEV int quantise_without_digits(const float (&x)[8], ActivationBlock* out) {
     QuantisedLane of = quantise_planes(x, out->plane);
     int lane = lane_id();
-    of.high += shuffle_xor(of.high, 1);
-    of.low += shuffle_xor(of.low, 1);
     of.sum += shuffle_xor(of.sum, 1);
+    if (lane % 2 == 0) out->sum16[lane / 2] = of.sum;
     of.sum += shuffle_xor(of.sum, 2);
-    if (lane % 2 == 0) {
-        out->neg16[0][lane / 2] = -32 * of.high;
-        out->neg16[1][lane / 2] = -32 * of.low;
-    }
     if (lane % 4 == 0) out->sum32[lane / 4] = of.sum;
     if (lane == 0) out->d = of.d;
     return of.sum;

@@ -102,6 +102,15 @@ struct TiledQ4_K {
     };
 };
 
+// Four codes of Q6_K less 32, times 4, as signed bytes: of the lower or upper 64 of 128 values the first or the odd 32.
+DEV int signed_codes_q6(uint32 low, uint32 top, bool upper, bool odd) {
+    uint32 flipped = top ^ 0xaaaaaaaa;  // the upper of two bits says whether a code is below 32
+#ifndef EMULATED
+    asm("" : "+r"(flipped));  // once for all four
+#endif
+    return ((upper ? low >> 2 : low << 2) & 0x3c3c3c3c) | (flipped << (6 - 4 * upper - 2 * odd) & 0xc0c0c0c0);
+}
+
 struct TiledQ6_K {
     static constexpr int TILE_BYTES = 8 * 210, CHUNKS = 13;
     int4 c[CHUNKS];  // 8 chunks of low nibbles, 4 of top bit pairs, the scales
@@ -113,7 +122,7 @@ struct TiledQ6_K {
         for (int i = 0; i < CHUNKS; i++) c[i] = load_once(p + 8 * i);
         d = reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row];
     }
-    // d * T of section 4. Codes are taken as 0 … 63; sums start at -32 times the activations' sum.
+    // d * T of section 4.
     DEV float dot(const ActivationBlock& a) const {
         int sum[1][2] = {};
 #pragma unroll
@@ -121,7 +130,7 @@ struct TiledQ6_K {
             const int4 low[2] = {c[4 * (i / 2) + i % 2], c[4 * (i / 2) + i % 2 + 2]};
             add_quarter(i, low, c[8 + i], i < 2 ? c[12].x : c[12].z, i < 2 ? c[12].y : c[12].w, &a, 0, sum);
         }
-        return mul(half_to_float(d), combine_planes(sum[0][0], sum[0][1]));
+        return mul(mul(half_to_float(d), 0.25f), combine_planes(sum[0][0], sum[0][1]));
     }
     template <int N>
     DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
@@ -135,9 +144,9 @@ struct TiledQ6_K {
             const int2 s = reinterpret_cast<const int2*>(p + 96)[i / 2];
             add_quarter(i, low, p[8 * (8 + i)], s.x, s.y, a, step, sum);
         }
-        float d = half_to_float(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]);
+        float d4 = mul(half_to_float(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]), 0.25f);
 #pragma unroll
-        for (int n = 0; n < N; n++) t[n] = mul(d, combine_planes(sum[n][0], sum[n][1]));
+        for (int n = 0; n < N; n++) t[n] = mul(d4, combine_planes(sum[n][0], sum[n][1]));
     }
 
    private:
@@ -149,13 +158,13 @@ struct TiledQ6_K {
         const uint32 t[4] = {uint32(top.x), uint32(top.y), uint32(top.z), uint32(top.w)};
 #pragma unroll
         for (int odd = 0; odd < 2; odd++) {
-            int k = 128 * (i / 2) + 16 * (i % 2) + 32 * odd, g = k / 16;
+            int k = 128 * (i / 2) + 16 * (i % 2) + 32 * odd;
             const uint32 l[4] = {uint32(low[odd].x), uint32(low[odd].y), uint32(low[odd].z), uint32(low[odd].w)};
             int q0[4], q1[4];
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                q0[w] = (l[w] & 0x0f0f0f0f) | (t[w] << (odd ? 2 : 4) & 0x30303030);
-                q1[w] = (l[w] >> 4 & 0x0f0f0f0f) | (t[w] >> (odd ? 2 : 0) & 0x30303030);
+                q0[w] = signed_codes_q6(l[w], t[w], false, odd);
+                q1[w] = signed_codes_q6(l[w], t[w], true, odd);
             }
             int scale0 = signed_byte_of(s0, 2 * odd + i % 2), scale1 = signed_byte_of(s1, 2 * odd + i % 2);
 #pragma unroll
@@ -165,9 +174,7 @@ struct TiledQ6_K {
                     const ActivationBlock& x = a[n * step];
                     int4 x0 = *reinterpret_cast<const int4*>(x.plane[p] + k);
                     int4 x1 = *reinterpret_cast<const int4*>(x.plane[p] + k + 64);
-                    int dot0 = x.neg16[p][g], dot1 = x.neg16[p][g + 4];
-                    dot0 = dp4a(q0[0], x0.x, dot0);
-                    dot1 = dp4a(q1[0], x1.x, dot1);
+                    int dot0 = dp4a(q0[0], x0.x, 0), dot1 = dp4a(q1[0], x1.x, 0);
                     dot0 = dp4a(q0[1], x0.y, dot0);
                     dot1 = dp4a(q1[1], x1.y, dot1);
                     dot0 = dp4a(q0[2], x0.z, dot0);
@@ -180,15 +187,6 @@ struct TiledQ6_K {
         }
     }
 };
-
-// Four codes of Q6_K less 32, times 4, as signed bytes: of the lower or upper 64 of 128 values the first or the odd 32.
-DEV int signed_codes_q6(uint32 low, uint32 top, bool upper, bool odd) {
-    uint32 flipped = top ^ 0xaaaaaaaa;  // the upper of two bits says whether a code is below 32
-#ifndef EMULATED
-    asm("" : "+r"(flipped));  // once for all four
-#endif
-    return ((upper ? low >> 2 : low << 2) & 0x3c3c3c3c) | (flipped << (6 - 4 * upper - 2 * odd) & 0xc0c0c0c0);
-}
 
 // IQ4_NL, IQ4_XS and MXFP4: blocks that may begin inside words, so a row's superblock is kept as words.
 template <int BYTES>

@@ -12,10 +12,6 @@ DEV void dot8(int2 codes, const ActivationBlock& a, int k, int (&sum)[2]) {
     }
 }
 
-DEV int sum16(const ActivationBlock& a, int g) {
-    return (PLANES == 2 ? 256 * a.neg16[0][g] + a.neg16[1][g] : a.neg16[0][g]) / -32;
-}
-
 // One superblock of one row with one activation: t_s, the same in every lane.
 DEV float superblock(const WEIGHT& w, bool held, const ActivationBlock& a) {
     int k = 8 * lane_id(), in_block = k % WEIGHT::SIZE, g = in_block / WEIGHT::GROUP;
@@ -26,7 +22,7 @@ DEV float superblock(const WEIGHT& w, bool held, const ActivationBlock& a) {
         sum[0] *= w.scale(g);
         sum[1] *= w.scale(g);
         if (WEIGHT::HAS_MINS && in_block % WEIGHT::GROUP == 0)
-            m = w.min(g) * (WEIGHT::GROUP == 16 ? sum16(a, k / 16) : a.sum32[k / 32]);
+            m = w.min(g) * (WEIGHT::GROUP == 16 ? a.sum16[k / 16] : a.sum32[k / 32]);
         d = w.d();
         dmin = w.dmin();
     }
