@@ -24,7 +24,7 @@ from isobit.backends.cpu import CpuBackend
 from isobit.backends.cuda import CudaBackend
 from isobit.backends.cuda.device.gpu import CudaGpu
 from isobit.backends.cuda.graph import Program
-from isobit.backends.cuda.ops import launch_shapes, part_matmul
+from isobit.backends.cuda.ops import head_matmul, launch_shapes, part_matmul
 from isobit.backends.cuda.steps import captured
 from isobit.backends.cuda.steps.captured import ManySequences, OneSequence, SeveralRows, Step
 from isobit.backends.cuda.steps.programs import CaptureSizes, _rows
@@ -40,6 +40,11 @@ WAYS = {
     "whole products": ((part_matmul, "_PART_TOKENS", 0),),
     "a block a token's logits": ((captured, "_SEARCH", 0),),
     "nothing ahead": ((launch_shapes, "AHEAD", {}),),
+    "the head as other products": ((head_matmul, "_FROM", 65),),
+    "the head of 64 in one": ((head_matmul, "_SHAPES", ((16, 1, 3), (32, 1, 3), (64, 1, 2))),),
+    "the head of 16 by 4": ((head_matmul, "_SHAPES", ((16, 1, 4), (32, 1, 3), (32, 2, 3))),),
+    "the head of 16 as 32": ((head_matmul, "_SHAPES", ((32, 1, 3), (32, 2, 3))),),
+    "the head, depth 2": ((head_matmul, "_DEPTH", 2),),
 }
 FIRST = next(iter(WAYS))
 

@@ -400,10 +400,14 @@ template <int N, class A> void product_of_rows(int (&c)[N], A a, Matrix b, bool 
         }
     });
 }
-template <int N> void product_rows(int (&c)[N], const int (&a)[4], Matrix b, bool more) {
+template <class Byte, int N> void product_of_registers(int (&c)[N], const int (&a)[4], Matrix b, bool more) {
     struct Lanes { int of[32][6]; } as;
     memcpy(as.of, emu::registers(a), sizeof as.of);
-    product_of_rows(c, [=](int row, int k) { return int((signed char)(as.of[row % 8 * 4 + k % 16 / 4][k / 16 * 2 + row / 8] >> 8 * (k % 4))); }, b, more);
+    product_of_rows(c, [=](int row, int k) { return int(Byte(as.of[row % 8 * 4 + k % 16 / 4][k / 16 * 2 + row / 8] >> 8 * (k % 4))); }, b, more);
+}
+template <int N> void product_rows(int (&c)[N], const int (&a)[4], Matrix b, bool more) { product_of_registers<signed char>(c, a, b, more); }
+template <int N> void product_rows(int (&c)[N], const unsigned (&a)[4], Matrix b, bool more) {
+    product_of_registers<unsigned char>(c, reinterpret_cast<const int (&)[4]>(a), b, more);
 }
 template <int N> void product_rows(int (&c)[N], Matrix a, Matrix b, bool more) {
     int first = threadIdx.x / 32 % 4 * 16;

@@ -127,6 +127,10 @@ def kernels():
     prompts = {"BLOCK": "512", "COLUMNS": "32", "DEPTH": "1", "PLANES": "2", "WEIGHT": "TiledQ4_K"}
     for how in ({"MORE": "TiledQ6_K"}, {"SUPERS_AT_ONCE": "4"}, {"GATED": "1", "WEIGHED": "1"}):
         gpu.asked.add(("ops/batch_matmul", tuple(sorted({**prompts, **how}.items()))))
+    for columns, parts, held in (("16", "1", "8"), ("32", "1", "8"), ("32", "2", "4")):
+        head = {"COLUMNS": columns, "PARTS": parts, "HELD": held, "DEPTH": "2"}
+        head |= {"BLOCK": "384", "PLANES": "2"}
+        gpu.asked.add(("ops/head_wgmma", tuple(sorted(head.items()))))
     gpu.asked.add(
         ("ops/attention_wgmma", (("MIRRORED", "2"), ("OUT_HEADS", "32"), ("PLANES", "2")))
     )

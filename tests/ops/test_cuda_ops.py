@@ -8,6 +8,7 @@ from isobit import numerics
 from isobit.backends.cuda.device.layout import ACT_BYTES, COLUMN_ACT_BYTES, Layout, repack
 from isobit.backends.cuda.device.load import DeviceWeight, matrix_parts
 from isobit.backends.cuda.device.memory import Region
+from isobit.backends.cuda.ops import head_matmul
 from isobit.backends.cuda.ops.launch_shapes import LaunchShape
 from isobit.backends.cuda.ops.matmul import prefers_tensor_cores
 from isobit.backends.cuda.ops.top_k import ordering_bytes
@@ -187,6 +188,32 @@ def test_batch_matmul_in_chunks(gpu, rng, name, supers, warps, columns, n):
         shared=4 * columns * COLUMN_ACT_BYTES + warps * (64 + 2 * 16 * fmt.block_bytes),
     )
     same(b.get(y, (n, 144)), numerics.matmul(w, x, 2))
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize(
+    ("n", "supers"), [(9, 1), (16, 9), (29, 9), (32, 8), (64, 6)]
+)  # all superblocks at once, some of them
+def test_head_by_warpgroups(gpu, rng, n, supers, planes):
+    """Warpgroups with several rounds of rows, with one and with none."""
+    emulated = isinstance(gpu, EmulatedGpu)
+    gpu = EmulatedGpu(SEED, bulk=True) if emulated else gpu
+    if not gpu.warpgroups:
+        pytest.skip("not run: this GPU has no products of warpgroups")
+    gpu.multiprocessors = 2 if emulated else gpu.multiprocessors
+    fmt = next(f for f in FORMATS.values() if f.name == "Q6_K")
+    rows = 64 * int(rng.integers(1, 10))
+    w = random_weight(rng, fmt, rows, 256 * supers)
+    w.data[:192], w.data[192:208] = 0, 128  # the largest of codes, scales and activations
+    x = activations(rng, n, 256 * supers)
+    x[-1], x[-2] = F32(1e30), F32(-1e30)
+    stored, b, ops = load(gpu, w), Buffers(gpu), Alone(gpu, planes)
+    _, acts = quantised(gpu, ops, x)
+    y = b.new(4 * n * (rows + 3))
+    head_matmul.launch(ops, stored, acts, n, y, rows + 3)
+    got = b.get(y, (n, rows + 3))
+    same(got[:, :rows], numerics.matmul(w, x, planes))
+    assert (got[:, rows:].view(np.uint32) == 0x5B5B5B5B).all()
 
 
 @pytest.mark.parametrize(("n", "supers"), [(3, 2), (37, 3), (16, 1)])

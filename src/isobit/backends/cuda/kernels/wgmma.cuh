@@ -35,21 +35,33 @@ DEV void computed(int (&c)[N]) {
 #define N16 N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define N32 \
     N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PRODUCT(n, c, a, more, b) \
+#define PRODUCT(n, type, c, a, more, b) \
     "{\n.reg .pred p;\nsetp.ne.b32 p, " more ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
-    "k32.s32.s8.s8 {" c "}, " a ", " b ", p;\n}"
+    "k32.s32." type ".s8 {" c "}, " a ", " b ", p;\n}"
+#define OPERANDS(a, b, more) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(more))
 // c += A B, or = where there is nothing yet (more is false), over 32 values: A 64 x 32, a warp's 16 rows; B 32 x 2N.
-// Registers as those of product32 (mma.cuh), the columns 8 at a time.
+// Registers as those of product32 (mma.cuh), the columns 8 at a time. A is signed, or not.
 //
 // No branch may lie between a product with A in registers and the wait for it: there the compiler gives these registers
 // to others, although they are still read (seen with NVRTC 13.0).
+DEV void product_rows(int (&c)[32], const int (&a)[4], Matrix b, bool more) {
+    asm volatile(PRODUCT(64, "s8", N32, "{%32, %33, %34, %35}", "%37", "%36") : C16(c, 0), C16(c, 16) : OPERANDS(a, b, more));
+}
 DEV void product_rows(int (&c)[16], const int (&a)[4], Matrix b, bool more) {
-    asm volatile(PRODUCT(32, N16, "{%16, %17, %18, %19}", "%21", "%20")
-                 : C16(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(more)));
+    asm volatile(PRODUCT(32, "s8", N16, "{%16, %17, %18, %19}", "%21", "%20") : C16(c, 0) : OPERANDS(a, b, more));
+}
+DEV void product_rows(int (&c)[32], const uint32 (&a)[4], Matrix b, bool more) {
+    asm volatile(PRODUCT(64, "u8", N32, "{%32, %33, %34, %35}", "%37", "%36") : C16(c, 0), C16(c, 16) : OPERANDS(a, b, more));
+}
+DEV void product_rows(int (&c)[16], const uint32 (&a)[4], Matrix b, bool more) {
+    asm volatile(PRODUCT(32, "u8", N16, "{%16, %17, %18, %19}", "%21", "%20") : C16(c, 0) : OPERANDS(a, b, more));
+}
+DEV void product_rows(int (&c)[8], const uint32 (&a)[4], Matrix b, bool more) {
+    asm volatile(PRODUCT(16, "u8", N8, "{%8, %9, %10, %11}", "%13", "%12") : C8(c, 0) : OPERANDS(a, b, more));
 }
 // The same, A in shared memory.
 DEV void product_rows(int (&c)[32], Matrix a, Matrix b, bool more) {
-    asm volatile(PRODUCT(64, N32, "%32", "%34", "%33")
+    asm volatile(PRODUCT(64, "s8", N32, "%32", "%34", "%33")
                  : C16(c, 0), C16(c, 16) : "l"(a), "l"(b), "r"(int(more)));
 }
 // What this thread wrote to shared memory may be read by products, once others know.

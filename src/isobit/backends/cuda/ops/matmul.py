@@ -7,6 +7,7 @@ from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.lowering import WARPS, Launch, Lowering, anything
+from isobit.backends.cuda.ops import head_matmul
 from isobit.backends.cuda.ops.batch_matmul import stream
 from isobit.backends.cuda.ops.groups import GROUPS
 from isobit.backends.cuda.ops.launch_shapes import FEW, fits_all, launch_shape
@@ -90,6 +91,11 @@ def multiply(
         at, left = y.address, fuse_adjacent(weights)
         while left:
             w = left.pop(0)
+            here = product.head and exchange is NOT_EXCHANGED
+            if here and head_matmul.fits(g, w, product.pairs(p)):
+                head_matmul.launch(g, w, product.input(w), product.pairs(p), at, stride)
+                at += 4 * w.rows
+                continue
             how = product.shape(p, w)
             deep = how is not None and (
                 not product.blocks_of_group(p, how.blocks * g.gpu.multiprocessors)
