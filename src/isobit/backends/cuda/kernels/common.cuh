@@ -200,8 +200,13 @@ DEV int quantised(float x, isobit::BlockScale s) {
     return s.r == 0.0f ? 0 : isobit::quantise(x, s.r);
 }
 
+// The lowest bytes of four integers, which are their isobit::low_plane.
 DEV int pack_bytes(int a, int b, int c, int d) {
-    return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+// Their isobit::high_plane.
+DEV int pack_high(int a, int b, int c, int d) {
+    return __byte_perm(__byte_perm(a + 128, b + 128, 0x0051), __byte_perm(c + 128, d + 128, 0x0051), 0x5410);
 }
 
 // Section 3, by one warp: lane l holds values 8l … 8l+7 of the superblock. The sum is of the lane's.
@@ -213,20 +218,17 @@ DEV QuantisedLane quantise_planes(const float (&x)[8], int8 (*plane)[SUPER]) {
     uint32 amax = 0;
     for (int i = 0; i < 8; i++) amax = max(amax, magnitude(x[i]));
     isobit::BlockScale scale = isobit::block_scale(warp_max(amax), PLANES);
-    int high[8], low[8];
+    int q[8];
     QuantisedLane of = {0, scale.d};
     for (int i = 0; i < 8; i++) {
-        int q = quantised(x[i], scale);
-        high[i] = PLANES == 2 ? isobit::high_plane(q) : q;
-        low[i] = PLANES == 2 ? isobit::low_plane(q) : 0;
-        of.sum += q;
+        q[i] = quantised(x[i], scale);
+        of.sum += q[i];
     }
     int lane = lane_id();
-    reinterpret_cast<int2*>(plane[0])[lane] = make_int2(
-        pack_bytes(high[0], high[1], high[2], high[3]),
-        pack_bytes(high[4], high[5], high[6], high[7]));
-    reinterpret_cast<int2*>(plane[1])[lane] = make_int2(
-        pack_bytes(low[0], low[1], low[2], low[3]), pack_bytes(low[4], low[5], low[6], low[7]));
+    int2 bytes = make_int2(pack_bytes(q[0], q[1], q[2], q[3]), pack_bytes(q[4], q[5], q[6], q[7]));
+    int2 high = make_int2(pack_high(q[0], q[1], q[2], q[3]), pack_high(q[4], q[5], q[6], q[7]));
+    reinterpret_cast<int2*>(plane[0])[lane] = PLANES == 2 ? high : bytes;
+    reinterpret_cast<int2*>(plane[1])[lane] = PLANES == 2 ? bytes : make_int2(0, 0);
     return of;
 }
 // The sum over 32 values as digits for tensor cores; by all lanes.

@@ -156,9 +156,7 @@ KERNEL(THREADS) attention_mma(const short* q_int, const float* dq_all, const int
             for (int half = 0; half < 2; half++) {
                 const short* from = q_int + vector * cache.padded + 32 * step + 16 * half + 4 * t;
                 short4 v = *reinterpret_cast<const short4*>(from);
-                rows.q[0][step][2 * half + r] = pack_bytes(
-                    isobit::high_plane(v.x), isobit::high_plane(v.y), isobit::high_plane(v.z),
-                    isobit::high_plane(v.w));
+                rows.q[0][step][2 * half + r] = pack_high(v.x, v.y, v.z, v.w);
                 rows.q[1][step][2 * half + r] = pack_bytes(v.x, v.y, v.z, v.w);
             }
     }

@@ -271,8 +271,7 @@ KERNEL(THREADS) attention_wgmma(const short* q_int, const float* dq_all, const i
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             int x = j ? v.z : v.x, y = j ? v.w : v.y, four[4] = {short(x), x >> 16, short(y), y >> 16};
-            high[j] = pack_bytes(isobit::high_plane(four[0]), isobit::high_plane(four[1]),
-                                 isobit::high_plane(four[2]), isobit::high_plane(four[3]));
+            high[j] = pack_high(four[0], four[1], four[2], four[3]);
             low[j] = pack_bytes(four[0], four[1], four[2], four[3]);
         }
         auto to = [&](int plane) {
