@@ -21,8 +21,8 @@ from isobit.runtime.loaded import locate, sample_path
 from isobit.runtime.scheduler import QueueFull
 from isobit.runtime.scoring import ScoringModel, is_batch
 from isobit.runtime.tokens import Watcher
-from isobit.text.conversation import of_program
-from isobit.text.template import ChatPrompt, chat_prompt
+from isobit.text.prompt import conversation_prompt
+from isobit.text.template import ChatPrompt
 
 __all__ = ["Model", "load", "locate", "sample_path"]
 
@@ -195,9 +195,9 @@ class Model(ScoringModel):
         for name in own:
             if not isinstance(name, str) or name in taken:
                 raise wrong("chat_template_kwargs", "variables of the template", name)
-        return chat_prompt(
+        return conversation_prompt(
             self.tokenizer,
-            of_program(messages),
+            messages,
             tools=tools,
             documents=documents,
             most=most,
@@ -217,7 +217,8 @@ class Model(ScoringModel):
 
         Args:
             messages: ``[{"role": "user", "content": …}, …]``, as OpenAI's interface has them.
-            tools, documents: what the model may call and cite, as its template expects them.
+            tools, documents: what the model may call and cite, as its template expects them;
+                functions are told in words to one whose template knows none.
             chat_template_kwargs: more variables for the template: ``{"enable_thinking": False}``.
             settings: those of :meth:`stream`.
 
