@@ -39,6 +39,7 @@ def test_a_stream_is_the_completion_in_pieces(model: Model) -> None:
     assert done.timings.decode_tokens == 29
     assert done.timings.decode_rate > 0
     assert model.generate(PROMPT, max_tokens=30).token_ids == done.token_ids
+    assert model.generate(PROMPT, max_tokens=0).timings.prefill_tokens == 0  # nothing was run
 
 
 def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
