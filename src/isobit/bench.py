@@ -243,7 +243,8 @@ def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Gen
     total = time.perf_counter_ns() - start
     assert stream.completion is not None
     n_prompt = stream.completion.timings.prefill_tokens
-    if not stream.token_ns:
+    if not stream.token_ns:  # nor was the prompt run
+        n_prompt = len(model.tokenize(prompt) if isinstance(prompt, str) else prompt)
         raise UsageError(
             f"prompt: expected fewer tokens than the context of {model.context}, got {n_prompt}"
         )
