@@ -128,6 +128,9 @@ X = [*RUN, "-p", "x"]
         (["bench", "-r", "0"], 2, "repetitions: expected a whole number, 1 or more; got '0'"),
         (["bench", "--warmup", "1"], 2, "--warmup goes with a prompt"),
         (["bench", "--prompt", "x", "-d", "1"], 2, "--n-depth does not go with a prompt"),
+        (["bench", "--prompt", "x", "-n", "3"], 2, "not go with a prompt; use --max-tokens"),
+        (["bench", "--prompt", "x", "-r", "3"], 2, "not go with a prompt; use --iterations"),
+        (["bench", "--max-tokens", "3"], 2, "--max-tokens goes with a prompt; use --n-gen"),
         (["bench", "--prompt", "x", "--iterations", "0"], 2, "iterations"),
         (["bench", "--prompt", "x", "--max-tokens", "0"], 2, "max-tokens"),
         (

@@ -28,6 +28,9 @@ TEST_DEFAULTS: dict[str, Any] = {
     "repetitions": 5,
 }
 GENERATION_DEFAULTS: dict[str, Any] = {"max_tokens": 128, "warmup": 1, "iterations": 5}
+_ALIKE = {"n_gen": "max_tokens", "repetitions": "iterations"}
+_INSTEAD = _ALIKE | {b: a for a, b in _ALIKE.items()}
+"""What an option is called in the other way of measuring."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +91,8 @@ def main(args: argparse.Namespace) -> None:
     for name in others:
         if getattr(args, name) is not None:
             complaint = "goes with a prompt" if prompt is None else "does not go with a prompt"
-            raise UsageError(f"--{name.replace('_', '-')} {complaint}")
+            instead = f"; use --{_INSTEAD[name].replace('_', '-')}" if name in _INSTEAD else ""
+            raise UsageError(f"--{name.replace('_', '-')} {complaint}{instead}")
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
