@@ -194,7 +194,7 @@ def main():
             runs = gpu._runs(work, 0, 1)
             gpu._upload(one, work.tokens, work.positions, work.sequence, pages, rows, runs)
             marks.append(time.perf_counter())
-            command = gpu._encode(one, None, traced=False)
+            command = gpu._commands.encode(one, None, traced=False)
             marks.append(time.perf_counter())
             d.submit(command)
             marks.append(time.perf_counter())

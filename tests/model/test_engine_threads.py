@@ -62,6 +62,28 @@ def test_a_stream_that_is_closed_as_it_begins_ends(
     assert stream.completion.finish_reason == "interrupted"
 
 
+def test_an_end_that_is_read_before_it_is_written_down_is_one(
+    engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = model.generate(heldout[:9], max_tokens=4).token_ids[3]
+    monkeypatch.setattr(Model, "stop_ids", frozenset({end}))
+    wanted = model.generate(heldout[:9], max_tokens=9)
+    assert wanted.finish_reason == "stop"
+    stream, end_if_over = model.stream(heldout[:9], max_tokens=9), engine._books._end_if_over
+    generation = stream.begin()
+    assert generation is not None
+
+    def read_meanwhile(over: Generation) -> None:
+        elsewhere(lambda: stream._took(over.take()))
+        end_if_over(over)
+
+    monkeypatch.setattr(engine._books, "_end_if_over", read_meanwhile)
+    while stream.completion is None:
+        engine.step()
+    assert stream.completion.token_ids == wanted.token_ids
+    assert stream.completion.finish_reason == "stop"
+
+
 def test_a_stream_that_is_closed_as_its_loop_reads_a_token_is_whole(
     engine: Engine, model: Model, heldout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

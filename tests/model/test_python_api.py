@@ -177,6 +177,15 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
         assert answer.timings.prefill_tokens == len(ids)
 
 
+def test_a_text_that_the_template_leaves_out_is_refused(tmp_path: Path) -> None:
+    template = {"tokenizer.chat_template": "{{ messages[0].content }}"}
+    said = [{"role": "user", "content": text} for text in ("hi", "and more")]
+    path = write_model(tmp_path / "m.gguf", metadata=template)
+    wanted = r"messages\[1\]: expected what the model's chat template writes"
+    with isobit.load(path, "cpu") as m, pytest.raises(UsageError, match=wanted):
+        m.chat_ids(said)
+
+
 def test_a_chat_beyond_the_context_is_refused() -> None:
     with (
         isobit.load("sample", "cpu", context=20) as m,
@@ -483,7 +492,14 @@ def test_messages_are_what_they_are_to_the_server() -> None:
     ]
     with isobit.load("sample", backend="cpu", context=256) as model:
         assert model.chat_ids(asked) == model.chat_ids(plain)
-        served = begun(model, ChatRequest(messages=asked[:2])).prompt
-        assert model.chat_ids(asked[:2]) == served
+        for tools in (None, [{"type": "function", "function": {"name": "weather"}}]):
+            ids = model.chat_ids(asked, tools=tools)
+            assert ids == begun(model, ChatRequest(messages=asked, tools=tools)).prompt
+            text = model.detokenize(ids)  # in words: the sample's template knows no tools
+            assert '{"name": "weather", "arguments": {"zone": 3}}' in text
+            assert ('{"name": "weather", "parameters": {' in text) == (tools is not None)
+        for wrong in ([{}], [{"function": 3}]):
+            with pytest.raises(UsageError, match=r"tools\[0\].name: expected the name of a"):
+                model.chat_ids(asked, tools=wrong)
         with pytest.raises(UsageError, match=r'messages\[0\]: expected a mapping with a "role"'):
             model.chat_ids([3])  # type: ignore[list-item]

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +127,35 @@ def front(replicas: list[str]) -> Iterator[str]:
         yield url
 
 
+def test_a_front_gives_what_dashboards_read_of_each_server(
+    front: str, replicas: list[str], served_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(base: str) -> dict[str, str]:
+        lines = httpx.get(base + "/metrics", timeout=60).text.splitlines()
+        found = [line for line in lines if "vllm:" in line]
+        assert len(found) == len(set(found))
+        return dict(line.rsplit(" ", 1) for line in found)
+
+    def of_each() -> dict[str, str]:
+        return {
+            name.replace("}", f',url="{base}"}}'): value
+            for base in replicas
+            for name, value in said(base).items()
+        }
+
+    def running() -> list[str]:
+        return [v for name, v in said(front).items() if name.startswith("vllm:num_requests_run")]
+
+    gate, ask = Gate(served_model, monkeypatch, 0), {"prompt": PROMPT, "max_tokens": 1}
+    with ThreadPoolExecutor() as pool:
+        pool.submit(httpx.post, replicas[0] + "/v1/completions", json=ask, timeout=60)
+        try:
+            wait_for(lambda: running() == ["1.0", "0.0"])
+            assert said(front) == of_each()
+        finally:
+            gate.opened.set()
+
+
 def test_streams_that_are_cut_anywhere_go_on(
     front: str, cutter: Cutter, rng: np.random.Generator
 ) -> None:
@@ -168,7 +198,10 @@ def test_a_stream_is_stopped(
     assert n + str(len(receipt.tokens)) in text.replace(" ", "")
     ends = '"length"', '"max_tokens"', '"max_output_tokens"'
     assert any(end in text for end in ends)
-    assert httpx.post(url + "/stop", json=name, timeout=60).status_code == 404
+    refused = httpx.post(url + "/stop", json=name, timeout=60)
+    assert refused.status_code == 404
+    expected = "id: expected that of an answer that streams now, got "
+    assert refused.json()["error"]["message"].startswith(expected)
 
 
 def test_a_fourth_replica_is_not_lost(front: str, cutter: Cutter) -> None:

@@ -1,8 +1,10 @@
 """Text to ids and back: published vectors, transformers, round trips, streaming."""
 
+import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -294,6 +296,31 @@ def test_parts_give_the_ids_of_the_whole(qwen, text, data):
         patch.setattr(tokenizer_module, "PART", data.draw(st.integers(1, 8)))
         assert qwen.encode(text, special=False) == whole
         assert qwen.encode(text, special=True) == whole
+
+
+@FUZZ
+@given(text=st.lists(WORDS | CONTROL_PARTS | st.text(ANY_CHARACTER, max_size=9)).map("".join))
+def test_a_long_text_gives_the_ids_of_a_short_one(qwen, text):
+    ids = qwen.encode(text, special=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "ALONE", 0)
+        assert qwen.encode(text, special=True) == ids
+
+
+def test_other_threads_run_beside_a_long_text(sample):
+    text, begun, ran, interval = "x" * 2**16, Event(), [], sys.getswitchinterval()
+    thread = Thread(target=lambda: begun.wait(60) and ran.append(1))
+    thread.start()
+    try:
+        sys.setswitchinterval(1e6)  # from here on only who lets go of the lock loses it
+        begun.set()
+        for _ in range(100):
+            if not ran:
+                sample.encode(text, special=False)
+    finally:
+        sys.setswitchinterval(interval)
+    assert ran
+    thread.join()
 
 
 def test_special_tokens_are_not_cut(monkeypatch):

@@ -297,18 +297,21 @@ class Stream(Iterator[str], AsyncIterator[str]):
         generation = self._generation
         assert generation is not None
         if token is None:
-            piece = self._text.push(self._decoder.flush()) + self._text.flush()
-            self._finish(generation.finish_reason or "interrupted")
-            return piece or None
+            return self._took_last(generation.finish_reason or "interrupted")
         self.token_ids.append(token.id)
         self.tokens.append(token)
-        if token.id in generation.ends:
-            return self._took(None)
+        if token.id in generation.ends:  # the engine may be about to say so
+            return self._took_last("stop")
         piece = self._text.push(self._decoder.push(token.id))
         if self._text.stopped:
             generation.cancel()
             self._finish("stop")
         return piece if piece or self._decoder.ids_alone else None
+
+    def _took_last(self, reason: FinishReason) -> str | None:
+        piece = self._text.push(self._decoder.flush()) + self._text.flush()
+        self._finish(reason)
+        return piece or None
 
     def _finish(self, reason: FinishReason) -> None:
         generation = self._generation
@@ -325,7 +328,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             token_ids=self.token_ids,
             finish_reason=reason,
             timings=Timings(
-                len(self._prompt) - request.cached,
+                max(min(request.computed, len(self._prompt)) - request.cached, 0),
                 generation.prefill_seconds,
                 max(n - 1, 0),
                 generation.decode_seconds,

@@ -19,20 +19,17 @@ _ROLES = {"developer": "system", "function": "tool"}
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
-def of_program(messages: object) -> list[dict[str, Any]]:
-    """:func:`normalised` of what a program gives: mappings, data classes, models of pydantic."""
+def normalised(messages: object) -> list[dict[str, Any]]:
+    """Messages with known roles, texts as contents, and arguments of calls as JSON objects.
+
+    They may be mappings, data classes or models of pydantic. Raises UsageError, which names the
+    message.
+    """
     messages = getattr(messages, "messages", messages)
     if not is_list(messages) or not messages:
         raise UsageError("messages: expected a list of at least one message")
-    return normalised([plain_value(m, f"messages[{i}]") for i, m in enumerate(messages)])
-
-
-def normalised(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with known roles, texts as contents, and arguments of calls as JSON objects.
-
-    Raises UsageError, which names the message.
-    """
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    plain = [plain_value(m, f"messages[{i}]") for i, m in enumerate(messages)]
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(plain)]
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -42,10 +39,10 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(role, str):
         raise UsageError(f"{where}.role: expected a text, got {role!r:.60}")
     found = {key: value for key, value in message.items() if value is not None}
-    found |= {
-        "role": _ROLES.get(role, role),
-        "content": _text(message.get("content"), f"{where}.content"),
-    }
+    role = _ROLES.get(role, role)
+    if role in ("system", "user") and "content" not in found:  # others may have calls alone
+        raise UsageError(f"{where}.content: expected a text or its parts, found none")
+    found |= {"role": role, "content": _text(message.get("content"), f"{where}.content")}
     if (old := found.pop("function_call", None)) is not None:
         found.setdefault("tool_calls", [{"function": old}])
     calls = found.pop("tool_calls", None)

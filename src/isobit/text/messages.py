@@ -52,11 +52,8 @@ def template_variables(
     messages = getattr(messages, "messages", messages)
     if not is_list(messages) or not messages:
         raise UsageError("messages: expected a list of at least one message")
-    for name, value in (("tools", tools), ("documents", documents)):
-        if value is not None and not (
-            is_list(value) and all(isinstance(_mapped(item), Mapping) for item in value)
-        ):
-            raise UsageError(f"{name}: expected a list of mappings or None, found {shown(value)}")
+    require_mappings("tools", tools)
+    require_mappings("documents", documents)
     plain = {
         **{name: plain_value(value, name) for name, value in variables.items()},
         "tools": plain_value(tools, "tools"),
@@ -68,6 +65,14 @@ def template_variables(
     if size > MAX_BYTES:
         raise UsageError(f"messages: expected at most {MAX_BYTES} bytes, found {size}")
     return plain
+
+
+def require_mappings(name: str, value: object) -> None:
+    """Raise UsageError for what is no list of mappings, nor None."""
+    if value is not None and not (
+        is_list(value) and all(isinstance(_mapped(item), Mapping) for item in value)
+    ):
+        raise UsageError(f"{name}: expected a list of mappings or None, found {shown(value)}")
 
 
 def _message(value: object, where: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ Where a vocabulary asks for a space before every text, one stands after each spe
 llama.cpp and SentencePiece have it; ``decode`` takes them away again.
 
 Long texts are tokenised in parts, cut where a word ends in any case: the library needs up to 280
-bytes of memory for a byte of text, and a prompt can be refused once it is too long.
+bytes of memory for a byte of text, and a prompt can be refused once it is too long. Other threads
+run meanwhile.
 """
 
 import codecs
@@ -45,6 +46,7 @@ from isobit.text.vocabulary import BYTE_OF_CHARACTER, Vocabulary
 
 COUNTED = 4  # times as many tokens as there may be are counted, to say how many there are
 PART = 64 * 1024  # characters after which a long text is cut at the next of these places
+ALONE = 4096  # characters (1 ms) that keep Python's lock: to get it back may take 5 ms
 MAX_UNBROKEN = 2 * 1024 * 1024  # bytes between two of them: 5 s of work and 0.6 GB
 
 
@@ -95,7 +97,7 @@ class Tokenizer:
         bpe = _built(lambda: words.build(pieces, merges), self.vocabulary.source)
 
         def encode(text: str) -> list[int]:
-            ids: list[int] = _run(bpe, text).ids
+            ids: list[int] = _run(bpe, text, offsets=False).ids
             if halves:
                 while not halves.keys().isdisjoint(ids):
                     ids = [half for i in ids for half in halves.get(i, (i,))]
@@ -343,9 +345,13 @@ class _Finder:
             yield text[end:]
 
 
-def _run(tokenizer: RustTokenizer, text: str) -> Encoding:
+def _run(tokenizer: RustTokenizer, text: str, *, offsets: bool = True) -> Encoding:
     try:
-        return tokenizer.encode(text, add_special_tokens=False)
+        if len(text) <= ALONE:
+            return tokenizer.encode(text, add_special_tokens=False)
+        # For a list, even of one text, the library lets go of Python's lock.
+        encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        return encode([text], add_special_tokens=False)[0]
     except TypeError:  # what the library says of a lone surrogate, too
         raise _no_text(text) from None
     except BaseException as error:

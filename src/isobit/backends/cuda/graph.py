@@ -51,7 +51,7 @@ class Program:
             taken, at = ops[at : at + count], at + count
             if taken[-1].outputs[0].shape.rows != LOGIT_ROWS:
                 self._body += self._made()
-                g.end(lambda v, at=at: last_use.get(v, -1) >= at)  # type: ignore[misc]
+                g.end(last_use, at)
             else:  # runs again and again, and so overwrites nothing
                 self._head += self._made()
                 if graph.hidden in taken[-1].outputs:

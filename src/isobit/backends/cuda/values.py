@@ -4,38 +4,26 @@ A :class:`Slot` says how many words it needs for a row; it becomes an address wh
 (programs.py) has found what all of them take.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from isobit.backends.base.workspace import BATCH
+from isobit.backends.base.workspace import BATCH, Slots
 from isobit.backends.cuda.device.protocol import Gpu
 from isobit.backends.cuda.workspace import BufferView, Slot
 from isobit.model.graph import Value
-from isobit.numerics.ops import TOKENS
 
 
-class Values:
+class Values(Slots[Slot]):
     """The values of one program that have been made so far, and the memory of all."""
 
     def __init__(self, gpu: Gpu) -> None:
+        super().__init__(Slot)
         self.gpu = gpu
         self.places: dict[Value, BufferView] = {}
-        self.slots: list[Slot] = []
         self.lasting = (0, 0)
         """Where the slots begin that last, and how many bytes they take."""
         self._forms: dict[tuple[Value, str], Slot] = {}
-        self._live: dict[Value, list[Slot]] = {}
-        self._held: list[Slot] = []
-
-    def slot(self, name: str, words: int, rows: str = TOKENS, more: int = 0) -> Slot:
-        """Memory that no value uses now; its own until a value is put there, or :meth:`end`."""
-        needs = words, rows, more
-        free = (s for s in self.slots if not s.users and (s.words, s.rows, s.more) == needs)
-        found = next(free, None) or self._slot(name, words, rows, more)
-        found.users += 1
-        self._held.append(found)
-        return found
 
     def fixed(
         self,
@@ -47,19 +35,14 @@ class Values:
         lasting: bool = False,
     ) -> Slot:
         """Memory that nothing else ever uses; see :class:`Slot`."""
-        slot = self._slot(name, words, rows)
-        slot.zero, slot.lasting = zero, lasting
-        slot.own, slot.users = True, 1
+        slot = super().fixed(name, words, rows)
+        slot.zero, slot.lasting, slot.own = zero, lasting, True
         return slot
-
-    def _slot(self, name: str, words: int, rows: str, more: int = 0) -> Slot:
-        self.slots.append(Slot(name, words, rows, more))
-        return self.slots[-1]
 
     def put(self, value: Value, place: BufferView) -> None:
         """A value lies there."""
         self.places[value] = place
-        self._keep(value, place.slot)
+        self.keep(value, place.slot)
 
     def new(self, value: Value) -> Slot:
         """A slot for a value alone."""
@@ -79,7 +62,7 @@ class Values:
         """Another form of a value, which lasts as long: what a launch leaves there."""
         slot = self.slot(name, words, of.shape.rows, more)
         self._forms[of, name] = slot
-        self._keep(of, slot)
+        self.keep(of, slot)
         return slot
 
     def formed(self, of: Value, name: str) -> Slot | None:
@@ -92,20 +75,7 @@ class Values:
         for (other, name), slot in list(self._forms.items()):
             if other is of:
                 self._forms[value, name] = slot
-                self._keep(value, slot)
-
-    def _keep(self, value: Value, slot: Slot) -> None:
-        slot.users += 1
-        self._live.setdefault(value, []).append(slot)
-
-    def end(self, needed: Callable[[Value], bool]) -> None:
-        """Free what nothing needs any more."""
-        for slot in self._held:
-            slot.users -= 1
-        self._held = []
-        for value in [v for v in self._live if not needed(v)]:
-            for slot in self._live.pop(value):
-                slot.users -= 1
+                self.keep(value, slot)
 
     def nbytes(self, rows: Mapping[str, int], *, own: bool) -> int:
         """Of the slots that keep something between passes, or of all others, with so many rows of

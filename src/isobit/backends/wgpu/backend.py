@@ -1,8 +1,7 @@
 """The wgpu backend: a model's weights on a device, batches in, logits and traced stages out."""
 
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +24,12 @@ from isobit.backends.base import (
 from isobit.backends.base.kv_pages import Headroom, fit_kv_cache
 from isobit.backends.base.rope_rows import RopeRows
 from isobit.backends.base.row_results import MAX_WORDS, RowRequest, RowResults
+from isobit.backends.wgpu.commands import Commands
 from isobit.backends.wgpu.device import driver
 from isobit.backends.wgpu.device.gpu import (
     Copy,
     Device,
     OutOfDeviceMemory,
-    Recording,
     Step,
     open_device,
 )
@@ -39,12 +38,9 @@ from isobit.backends.wgpu.graph import LoweredGraph
 from isobit.backends.wgpu.lowering import STATES, Pass
 from isobit.backends.wgpu.sampler import DeviceSampler, read_bandwidth
 from isobit.config import EngineConfig
-from isobit.errors import BackendUnavailable
 from isobit.model.weights import Weights
 from isobit.numerics import KV_PAGE, Weight
 from isobit.numerics.ops import LOGIT_ROWS, TOKENS
-
-_RECORDINGS = 16  # kept for passes of the same shape
 
 Trace = Callable[[str, int | None, NDArray[np.generic]], None]
 Take = Callable[[NDArray[np.intp], I32], None]
@@ -68,16 +64,7 @@ class WgpuBackend(Backend):
         """
         self._owned = device is None
         self._device = open_device() if device is None else device
-        self._generation = self._device.generation
-        self._recordings: OrderedDict[tuple[Pass, bool, RowRequest | None], Recording] = (
-            OrderedDict()
-        )
-        self._ahead: dict[tuple[Pass, RowRequest | None], Any] = {}
-        """Commands encoded before they are wanted."""
-        self._unused: list[Any] = []
-        """Those that nobody can want any more. A command that is dropped and not submitted keeps
-        its memory and all buffers that it names (wgpu-native 29.0): they are submitted at the end.
-        """
+        self._commands = Commands(self._device, self._steps, self._copies)
         try:
             self._graph = LoweredGraph(weights.graph, engine.planes)
             self._g = g = self._graph.g
@@ -147,10 +134,7 @@ class WgpuBackend(Backend):
 
     def close(self) -> None:
         """Free the device's memory."""
-        self._retire()
-        with suppress(BackendUnavailable), self._device.guarded():
-            while self._unused:
-                self._device.submit(self._unused.pop())
+        self._commands.close()
         if self._owned:
             self._device.close()
         else:
@@ -283,14 +267,14 @@ class WgpuBackend(Backend):
                 now = replace(now, routes=False)
             if given is not None:
                 self._sampler.give(np.ascontiguousarray(given[rows_now]))
-            self._device.submit(self._command(now, asked, traced=trace is not None))
+            self._device.submit(self._commands.of(now, asked, traced=trace is not None))
             parts = [n for *_, n in self._copies(now, asked)]
             with (
                 self._device.fetching(self._staging, sum(parts)) if any(parts) else nullcontext()
             ) as data:
                 if row == 0 and p.tokens == 1 and trace is None:
                     # While the device works: the next token's pass is most likely the same.
-                    self._ahead[now, asked] = self._encode(now, asked, traced=False)
+                    self._commands.encode_ahead(now, asked)
                 if data is None:
                     continue
                 words = np.split(data().view(np.int32), np.cumsum(parts[:-1]) // 4)
@@ -332,40 +316,16 @@ class WgpuBackend(Backend):
         ends = np.append(starts[1:], len(sequence))
         return np.stack([starts, ends, states[starts]], axis=1).astype(np.int32)
 
-    def _command(self, p: Pass, asked: RowRequest | None, *, traced: bool) -> Any:
-        if self._generation != self._device.generation:
-            self._retire()
-        ahead = None if traced else self._ahead.pop((p, asked), None)
-        return self._encode(p, asked, traced=traced) if ahead is None else ahead
-
-    def _retire(self) -> None:
-        """Recordings, and commands made of them, no longer hold."""
-        self._generation = self._device.generation
-        self._recordings.clear()
-        self._unused += self._ahead.values()
-        self._ahead.clear()
-
-    def _encode(self, p: Pass, asked: RowRequest | None, *, traced: bool) -> Any:
-        """The pass (at the first row of logits, unless it has run traced), some logits, and what is
-        asked of them."""
-        key = p, traced and p.first == 0, asked
-        if key not in self._recordings:
-            steps: list[Step] = []
-            if p.first == 0 and not traced:
-                steps += [s for s in self._graph.steps(p, traced=False) if isinstance(s, Step)]
-            if p.count:
-                steps += self._graph.head(p)
-                if asked is not None and p.head:
-                    steps += self._sampler.steps(self._graph.logits.buffer, p.count, asked)
-            recording = self._device.record(steps)
-            if self._generation != self._device.generation:
-                self._retire()
-            self._recordings[key] = recording
-            if len(self._recordings) > _RECORDINGS:
-                self._recordings.popitem(last=False)
-        self._recordings.move_to_end(key)
-        copies = (c for c in self._copies(p, asked) if c[-1])
-        return self._device.encode(self._recordings[key], *copies)
+    def _steps(self, p: Pass, asked: RowRequest | None, body: bool) -> list[Step]:
+        """Of the pass, if ``body``, of some logits, and of what is asked of them."""
+        steps: list[Step] = []
+        if body:
+            steps += [s for s in self._graph.steps(p, traced=False) if isinstance(s, Step)]
+        if p.count:
+            steps += self._graph.head(p)
+            if asked is not None and p.head:
+                steps += self._sampler.steps(self._graph.logits.buffer, p.count, asked)
+        return steps
 
     def _run_traced(self, p: Pass, trace: Trace, stages: frozenset[str] | None) -> None:
         steps: list[Step] = []
@@ -406,7 +366,7 @@ class WgpuBackend(Backend):
         words = np.concatenate([x.reshape(-1) for x in parts]).astype(np.int32, copy=False)
         if words.nbytes > self._g.batch.buffer.size:
             self._g.batch.buffer = self._device.empty(2 * words.nbytes)
-            self._retire()
+            self._commands.retire()
         self._device.write(self._g.batch.buffer, words)
         for w, slot in self._g.embeddings:
             data = w.data.reshape(w.shape[0], w.row_bytes)[tokens].reshape(-1)

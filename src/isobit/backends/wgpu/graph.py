@@ -57,7 +57,7 @@ class LoweredGraph:
             at += len(taken)
             if taken[-1].outputs[0].shape.rows != LOGIT_ROWS:
                 self._body += self._made(taken)
-                self.g.end({v for v, last in last_use.items() if last >= at})
+                self.g.end(last_use, at)
             else:  # runs again and again, and so overwrites nothing
                 self._head += self._made(taken)
                 if graph.hidden in taken[-1].outputs:

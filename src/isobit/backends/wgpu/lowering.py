@@ -5,7 +5,7 @@ buffer when the plan (memory.py) has found how many tokens fit. Steps are made l
 of a pass.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from isobit.backends.base import workspace as slots
-from isobit.backends.base.workspace import BATCH
 from isobit.backends.wgpu.device.gpu import Device, Step
 from isobit.backends.wgpu.device.layout import superblocks
 from isobit.backends.wgpu.device.load import Matrix
@@ -141,20 +140,20 @@ Launch = Callable[[Pass], Iterable[Step]]
 """What an operation, or several, become: steps for any pass."""
 
 
-class Lowering:
+class Lowering(slots.Slots[Slot]):
     """What has been lowered so far, for a number of activation planes."""
 
     def __init__(self, planes: int) -> None:
+        super().__init__(Slot)
         self.planes = planes
         self.device: Device = None  # type: ignore[assignment]  # not before memory is planned
         self.steps: list[Launch] = []
         self.most_rows = 1
         """Of a token, in one dimension of a grid."""
         self.places: dict[Value, BufferView] = {}
-        self.slots: list[Slot] = []
-        self.nothing = self._slot("nothing", 4, BATCH)
-        self.batch = self._slot("batch", 1 << 14, BATCH)
-        self.vectors = self._slot("vectors", 0, BATCH)
+        self.nothing = self.fixed("nothing", 4)
+        self.batch = self.fixed("batch", 1 << 14)
+        self.vectors = self.fixed("vectors", 0)
         self.matrices: list[Matrix] = []
         self.norms: dict[Weight, int] = {}
         """Vectors of the model, and where in ``vectors`` they begin."""
@@ -169,29 +168,13 @@ class Lowering:
         """Tables whose rows the host writes, and where."""
         self._scratch: dict[str, Slot] = {}
         self._formed: dict[str, object] = {}
-        self._live: set[Value] = set()
-        self._held: list[Slot] = []
 
     # Where values lie
-
-    def slot(self, name: str, words: int, rows: str = TOKENS, more: int = 0) -> Slot:
-        """Memory that no value uses now; its own until a value is put there, or :meth:`end`."""
-        needs = words, rows, more
-        free = (s for s in self.slots if not s.users and (s.words, s.rows, s.more) == needs)
-        found = next(free, None) or self._slot(name, words, rows, more)
-        found.users += 1
-        self._held.append(found)
-        return found
-
-    def _slot(self, name: str, words: int, rows: str, more: int = 0) -> Slot:
-        self.slots.append(Slot(name, words, rows, more, users=int(rows == BATCH)))
-        return self.slots[-1]
 
     def put(self, value: Value, place: BufferView) -> None:
         """A value lies there."""
         self.places[value] = place
-        place.slot.users += 1
-        self._live.add(value)
+        self.keep(value, place.slot)
 
     def new(self, value: Value) -> Slot:
         """A slot for a value alone."""
@@ -203,25 +186,14 @@ class Lowering:
     def written(self, value: Value) -> Slot:
         """A slot for what the host writes before a pass begins: nothing else ever uses it."""
         shape = value.shape
-        slot = self._slot(value.name or "value", shape.width, shape.rows)
-        slot.users = 1
+        slot = self.fixed(value.name or "value", shape.width, shape.rows)
         self.put(value, BufferView(slot, shape.row[-1], shape.row[-1]))
         return slot
-
-    def end(self, needed: Collection[Value]) -> None:
-        """Free what nothing needs any more."""
-        for slot in self._held:
-            slot.users -= 1
-        self._held = []
-        for value in [v for v in self._live if v not in needed]:
-            self.places[value].slot.users -= 1
-            self._live.remove(value)
 
     def scratch(self, name: str, words: int, rows: str = TOKENS) -> Slot:
         """Memory whose content lasts until the same is asked for again."""
         if name not in self._scratch:
-            self._scratch[name] = self._slot(name, 0, rows)
-            self._scratch[name].users += 1
+            self._scratch[name] = self.fixed(name, 0, rows)
         found = self._scratch[name]
         found.words = max(found.words, words)
         return found
@@ -296,9 +268,8 @@ class Lowering:
 
     def values(self, weight: Weight) -> Slot:
         """A buffer of a weight's values, for what is larger than a vector."""
-        slot = self._slot(weight.name, prod(weight.shape), BATCH)
-        self.own[weight] = slot
-        return slot
+        self.own[weight] = self.fixed(weight.name, prod(weight.shape))
+        return self.own[weight]
 
     def vector(self, weight: Weight) -> int:
         """Where in ``vectors`` a vector begins."""
@@ -310,9 +281,8 @@ class Lowering:
     def state(self, op: Op) -> Slot:
         """What an operation keeps of each sequence."""
         (shape,) = op.operation.state([v.shape for v in op.inputs], op.weights)
-        slot = self._slot(f"state of {op.kind}", shape.width, STATES)
-        slot.users, self.recurrent = 1, True
-        return slot
+        self.recurrent = True
+        return self.fixed(f"state of {op.kind}", shape.width, STATES)
 
     def rope(self, table: RopeTable) -> RopeTable:
         """A table whose rows come with each batch."""

@@ -12,7 +12,7 @@ import json
 import logging
 import string
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -21,6 +21,9 @@ from urllib.parse import quote
 
 import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -89,6 +92,8 @@ class Front:
             gauge = Gauge(f"isobit_front_replica_{name}", what, ["url"], registry=self._registry)
             for r in replicas.all:
                 gauge.labels(r.url).set_function(partial(getattr, r, name))
+        self._relayed = _RelayedMetrics()
+        self._registry.register(self._relayed)
 
     async def end(self) -> None:
         """End what is being answered."""
@@ -126,8 +131,10 @@ class Front:
             return errors.answer(request, errors.ShuttingDown() if self.draining else NoReplica())
         return JSONResponse({"status": "ready"})
 
-    async def metrics(self, _request: Request) -> Response:
-        """``GET /metrics``: the front's own."""
+    async def metrics(self, request: Request) -> Response:
+        """``GET /metrics``: the front's own, and the replicas' that routers of requests read."""
+        asked, up = _Relayed(self, request, b"", None), [r for r in self._replicas.all if r.up]
+        self._relayed.take(zip(up, await asyncio.gather(*map(asked.of, up)), strict=True))
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Response(generate_latest(self._registry), headers={"content-type": kind})
 
@@ -158,6 +165,30 @@ class Front:
         if path in self._there:  # else anybody could have it count under any name
             request.scope["route"] = Route(path, self.relay)
         return answer
+
+
+class _RelayedMetrics(Collector):
+    """What replicas said last under ``vllm:`` names, with the URL of each as a label."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Metric] = {}
+
+    def take(self, said: Iterable[tuple[Replica, Response | None]]) -> None:
+        """These are their answers; None of one that gave none."""
+        self._families = {}
+        for replica, answer in said:
+            if answer is None or answer.status_code != HTTPStatus.OK:
+                continue
+            for found in text_string_to_metric_families(bytes(answer.body).decode()):
+                if found.name.startswith("vllm:"):
+                    family = Metric(found.name, found.documentation, found.type)
+                    family = self._families.setdefault(found.name, family)
+                    for s in found.samples:
+                        family.add_sample(s.name, s.labels | {"url": replica.url}, s.value)
+
+    def collect(self) -> Iterator[Metric]:
+        """Each family once, with the samples of all replicas."""
+        return iter(self._families.values())
 
 
 class _Relayed:

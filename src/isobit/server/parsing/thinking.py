@@ -6,17 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isobit.server.parsing.source import BLANK, Parsing, Source
+from isobit.text.prompt import THINKING
 
 if TYPE_CHECKING:
     from isobit.server.parsing.reading import Events
-
-TAGS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Thinking:
 
 def found(template: str, prompt: str) -> Thinking | None:
     """How the model of a template thinks, when the text of its prompt is this; None: not at all."""
-    for opens, closes in TAGS:
+    for opens, closes in THINKING:
         if closes in template:
             ending = prompt.rstrip(BLANK)
             if ending.endswith(opens):

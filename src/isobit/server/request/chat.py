@@ -14,17 +14,15 @@ from isobit.runtime.grammar import Constraint
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
 from isobit.server.parsing.reading import AnswerReader, Name, Reader, TextReader, drawn
-from isobit.server.parsing.thinking import TAGS, Thinking, found
+from isobit.server.parsing.thinking import Thinking, found
 from isobit.server.request.fields import ChatRequest, Common
 from isobit.server.request.formats import asked_format
 from isobit.server.request.grammars import pattern_of
 from isobit.server.request.prompts import require_countable
-from isobit.server.tool_calls import plain
-from isobit.server.tool_calls.dialects import Dialect, dialect_of, frame_of, knows
+from isobit.server.tool_calls.dialects import Dialect, dialect_of, frame_of
 from isobit.server.tool_calls.tools import Choice, checked, offered
-from isobit.text.conversation import forms, left_out, normalised
 from isobit.text.messages import strings
-from isobit.text.template import ChatPrompt, template_of
+from isobit.text.template import template_of
 
 _TAIL = 1000  # characters of a prompt that say how it ends
 
@@ -100,8 +98,18 @@ def begun(model: Model, asked: ChatRequest, *, counts: bool = False) -> Chat:
     offers = choice.mode != "none"
     template = template_of(model.tokenizer.vocabulary, tools=offers)
     dialect = dialect_of(template, choice.tools) if offers else frame_of(template)
-    most = None if counts else model.context
-    prompt = _prompt(model, asked, template, choice, most)
+    prompt = model.chat_prompt(
+        asked.messages,
+        tools=offered(asked.tools or ()) if offers else None,
+        chat_template_kwargs=asked.variables,
+        most=None if counts else model.context,
+    )
+    for tool in choice.tools if offers else ():
+        if tool.name not in prompt.text:
+            raise UsageError(
+                f"tools: expected that the model's chat template writes {tool.name!r:.80}, "
+                "found that it does not"
+            )
     thinking = found(template, prompt.text[-_TAIL:])
     return Chat(model, prompt.ids, None, thinking, dialect, one_call=not choice.parallel)
 
@@ -114,44 +122,3 @@ def _choice(asked: ChatRequest) -> Choice:
 async def held(model: Model, asked: Common) -> Chat:
     """A text that goes on in the form that is asked for, if any is."""
     return Chat(model, pattern=await pattern_of(model, asked_format(asked)))
-
-
-def _prompt(
-    model: Model, asked: ChatRequest, template: str, choice: Choice, most: int | None
-) -> ChatPrompt:
-    messages = normalised(asked.messages)
-    tools = offered(asked.tools or ()) if choice.mode != "none" else None
-    if not knows(template, "tool_calls"):
-        messages = plain.without_calls(messages)
-    if tools and not knows(template, "tools"):
-        messages, tools = plain.with_tools(messages, choice.tools), None
-    closes = next((closes for _, closes in TAGS if closes in template), "")
-    refusal: UsageError | None = None
-    for each in forms(messages):
-        try:
-            prompt = model.chat_prompt(
-                each, tools=tools, chat_template_kwargs=asked.variables, most=most
-            )
-        except UsageError as error:
-            refusal = refusal or error
-            continue
-        missing = left_out(each, prompt.text, closes)
-        if missing is None:
-            return _with_tools(prompt, choice)
-        refusal = refusal or UsageError(
-            f"messages[{missing}]: expected what the model's chat template writes, found that it "
-            "leaves out a text"
-        )
-    assert refusal is not None
-    raise refusal
-
-
-def _with_tools(prompt: ChatPrompt, choice: Choice) -> ChatPrompt:
-    if choice.mode != "none":
-        for tool in choice.tools:
-            if tool.name not in prompt.text:
-                raise UsageError(
-                    f"tools: expected that the model's chat template writes {tool.name!r:.80}, "
-                    "found that it does not"
-                )
-    return prompt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from isobit.server.tool_calls.llama import Llama
 from isobit.server.tool_calls.schemas import Lark
 from isobit.server.tool_calls.tagged import Hermes, QwenXml
 from isobit.server.tool_calls.tools import Tool
+from isobit.text.prompt import knows
 
 
 class Dialect(Protocol):
@@ -42,11 +42,6 @@ class Dialect(Protocol):
         """The rule of an answer whose text is held to a rule."""
 
 
-def knows(template: str, name: str) -> bool:
-    """Whether a template has a word for something: ``tools``, ``tool_calls``."""
-    return re.search(rf"\b{name}\b", template) is not None
-
-
 def frame_of(template: str) -> Dialect | None:
     """What every answer of a model is written in, if it is."""
     return Harmony() if CHANNEL in template and MESSAGE in template else None
@@ -56,7 +51,7 @@ def dialect_of(template: str, tools: Sequence[Tool]) -> Dialect:
     """The form of a model's calls.
 
     One whose template says nothing of tools is told of them and of Hermes' form
-    (:mod:`isobit.server.tool_calls.plain`). Raises UsageError for a form that is not known.
+    (:mod:`isobit.text.plain`). Raises UsageError for a form that is not known.
     """
     if (frame := frame_of(template)) is not None:
         return frame

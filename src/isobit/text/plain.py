@@ -1,11 +1,10 @@
 """Tools for a model whose template has no words for them: they are told in plain messages."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isobit.server.tool_calls.tools import Tool, dumped
+from isobit.text.conversation import checked_name
 
 _TOLD = """\
 These functions can be called, each described by a JSON schema of its arguments:
@@ -18,19 +17,28 @@ What it gave follows between <tool_response> and </tool_response>."""
 
 
 def with_tools(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Messages of which the first tells of the tools; their contents are texts."""
+    """Messages of which the first tells of the tools; their contents are texts.
+
+    Raises UsageError for a tool without a name.
+    """
     first, *others = [dict(message) for message in messages]
-    text = _TOLD.format(tools="\n".join(map(_described, tools)))
+    described = [_described(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    text = _TOLD.format(tools="\n".join(described))
     said = first.get("content") or ""
     parts = [said, text] if first["role"] == "system" else [text, said]
     return [first | {"content": "\n\n".join(filter(None, parts))}, *others]
 
 
-def _described(tool: Tool) -> str:
-    about = {"description": tool.description} if tool.description else {}
-    return dumped({"name": tool.name, **about, "parameters": dict(tool.parameters)})
+def _described(tool: Mapping[str, Any], where: str) -> str:
+    function = tool.get("function", tool)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    found: dict[str, Any] = {"name": checked_name(name, f"{where}.name")}
+    if function.get("description"):
+        found["description"] = function["description"]
+    found["parameters"] = function.get("parameters") or {"type": "object", "properties": {}}
+    return json.dumps(found, ensure_ascii=False)
 
 
 def without_calls(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,5 +56,5 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _call(function: Mapping[str, Any]) -> str:
-    name, arguments = dumped(function["name"]), function["arguments"]
+    name, arguments = json.dumps(function["name"], ensure_ascii=False), function["arguments"]
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
