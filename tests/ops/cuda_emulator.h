@@ -221,6 +221,7 @@ static inline int dp4a(unsigned a, int b, int c) {
     for (int i = 0; i < 4; i++) c += int(a >> 8 * i & 255) * (signed char)(b >> 8 * i);
     return c;
 }
+static inline int signed_byte_of(int word, int i) { return (signed char)(word >> 8 * i); }
 static inline int dp2a_lo(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 0, 2); }
 static inline int dp2a_hi(int a, int b, int c) { return bytes_dot(a, b, c, 0, 16, 2, 2); }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
@@ -416,10 +417,7 @@ template <int N> void product_rows(int (&c)[N], Matrix a, Matrix b, bool more) {
 static inline int __byte_perm(unsigned x, unsigned y, unsigned pick) {
     unsigned long long both = (unsigned long long)y << 32 | x;
     unsigned r = 0;
-    for (int i = 0; i < 4; i++) {
-        unsigned byte = unsigned(both >> 8 * (pick >> 4 * i & 7) & 255);
-        r |= (pick >> 4 * i & 8 ? 255 * (byte >> 7) : byte) << 8 * i;
-    }
+    for (int i = 0; i < 4; i++) r |= unsigned(both >> 8 * (pick >> 4 * i & 7) & 255) << 8 * i;
     return int(r);
 }
 

@@ -80,6 +80,12 @@ DEV int dp4a(uint32 a, int b, int c) {
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
     return sum;
 }
+// Byte i of four, with its sign. Pick 8 + i is the sign of byte i eight times; __byte_perm drops its 8.
+DEV int signed_byte_of(int word, int i) {
+    int byte;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(byte) : "r"(word), "r"(0x8880 + 0x1111 * i));
+    return byte;
+}
 // Two 16-bit a times the lower, or upper, two of four bytes b.
 DEV int dp2a_lo(int a, int b, int c) { return __dp2a_lo(a, b, c); }
 DEV int dp2a_hi(int a, int b, int c) { return __dp2a_hi(a, b, c); }

@@ -7,13 +7,12 @@
 
 constexpr int TILE_ROWS = 8;
 #ifndef QUARTERS  // of a superblock, of which the code is written out
-#define QUARTERS 2
+#define QUARTERS 1
 #endif
 // No read of what comes later is moved ahead of this, for which there would be no registers.
 DEV void in_order() { asm volatile("" ::: "memory"); }
 
 DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
-DEV int signed_byte_of(int word, int i) { return __byte_perm(word, 0, 0x8880 + 0x1111 * i); }  // 8: its sign eight times
 
 // A lane's superblock of a row. In registers it is multiplied with any number of activations; from
 // shared memory with those of N tokens, which lie `step` blocks apart, in a loop, for kernels that run
