@@ -6,11 +6,6 @@
 #include "formats.cuh"
 
 constexpr int TILE_ROWS = 8;
-#ifndef QUARTERS  // of a superblock, of which the code is written out
-#define QUARTERS 1
-#endif
-// No read of what comes later is moved ahead of this, for which there would be no registers.
-DEV void in_order() { asm volatile("" ::: "memory"); }
 
 DEV int byte_of(int word, int i) { return word >> 8 * i & 255; }
 
@@ -38,11 +33,8 @@ struct TiledQ4_K {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int4 head = p[0];
         Sums<N> sums(head);
-#pragma unroll QUARTERS
-        for (int pair = 0; pair < 4; pair++) {
-            in_order();
-            sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
-        }
+#pragma unroll 1
+        for (int pair = 0; pair < 4; pair++) sums.add_pair(pair, p[8 + 16 * pair], p[16 + 16 * pair], a, step);
 #pragma unroll
         for (int n = 0; n < N; n++) t[n] = sums.value(head.x, n);
     }
@@ -135,9 +127,8 @@ struct TiledQ6_K {
     DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
         const int4* p = reinterpret_cast<const int4*>(tile) + row;
         int sum[N][2] = {};
-#pragma unroll QUARTERS
+#pragma unroll 1
         for (int i = 0; i < 4; i++) {
-            in_order();
             const int4* at = p + 8 * (4 * (i / 2) + i % 2);
             const int4 low[2] = {at[0], at[16]};
             const int2 s = reinterpret_cast<const int2*>(p + 96)[i / 2];
