@@ -41,10 +41,6 @@ WAYS = {
     "a block a token's logits": ((captured, "_SEARCH", 0),),
     "nothing ahead": ((launch_shapes, "AHEAD", {}),),
     "the head as other products": ((head_matmul, "_FROM", 65),),
-    "the head of 64 in one": ((head_matmul, "_SHAPES", ((16, 1, 3), (32, 1, 3), (64, 1, 2))),),
-    "the head of 16 by 4": ((head_matmul, "_SHAPES", ((16, 1, 4), (32, 1, 3), (32, 2, 3))),),
-    "the head of 16 as 32": ((head_matmul, "_SHAPES", ((32, 1, 3), (32, 2, 3))),),
-    "the head, depth 2": ((head_matmul, "_DEPTH", 2),),
 }
 FIRST = next(iter(WAYS))
 

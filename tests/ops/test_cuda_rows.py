@@ -1,4 +1,4 @@
-"""Steps of a few rows whose kernels share reads of weights give each row the bits it has alone."""
+"""Steps of a few rows, which have kernels of their own, give each row the bits it has alone."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_rows(tmp_path, monkeypatch, shape, rows, bulk, few_tiles, planes):
         texts.go_on(*((s, 3 if s else 63 - rows // 2) for s in range(rows)), every=False)
         names = launched(ours)
         texts.go_on((0, rows))  # drafts, of which some are in the next tile
-        assert names.count("rows_down") == 2, names
+        assert names.count("decode_down") == 2, names
         together = [(s, 1) for s in range(rows)]
         texts.go_on(*together)
         if rows > 2:
@@ -126,7 +126,7 @@ def test_stages_of_rows(tmp_path):
         names = launched(ours)
         check(ours, theirs, texts.batch([(0, 1), (1, 1)], every=True))
         check(ours, theirs, texts.batch([(1, 2)], every=True))
-        assert {"rows_gate_up", "rows_down"} <= set(names)
+        assert {"decode_gate_up", "decode_down"} <= set(names)
         theirs.close()
 
 
@@ -219,7 +219,7 @@ def test_mixed_batches_of_many_tokens_on_a_gpu(tmp_path):
 
 
 @pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("rows", [2, 3])
+@pytest.mark.parametrize("rows", [2, 3, 4])
 def test_rows_on_a_gpu(tmp_path, rows, planes):
     print("seed", SEED)
     gpu = open_gpu("cuda")

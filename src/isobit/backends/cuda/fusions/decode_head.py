@@ -34,7 +34,7 @@ def claim(g: Lowering, ops: Sequence[Op]) -> Claimed | None:
 
 def _plan(matrix: DeviceWeight, gpu: Gpu) -> Streaming:
     n = supers(matrix.columns)
-    tiles = tiles_of_block(gpu, matrix.rows, n)
+    tiles = tiles_of_block(gpu.multiprocessors, matrix.rows, n)
     return streaming(gpu, n * ACT_BYTES + 1024 + 256, Part(matrix, tiles))
 
 

@@ -135,11 +135,10 @@ class Layer:
         """Whether a block of the router makes two of them."""
         return self.rows == 1 and self.logits > gpu.multiprocessors
 
-    @property
-    def kernels(self) -> tuple[str, str]:
-        """Of the feed-forward."""
-        of = "decode" if self.rows == 1 else "rows"
-        return f"{of}_gate_up", f"{of}_down"
+
+def _choosing(experts: int) -> int:
+    """Warps that choose (router_top_k.cuh)."""
+    return WARPS // 2 if experts <= 128 else WARPS * 3 // 4
 
 
 def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
@@ -150,19 +149,12 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     acts, buffer = rows * hidden * ACT_BYTES, rows * _BUFFER
     whole = 4 * rows * layer.hidden if layer.gathers else 0  # WholeRows of decode.cuh
     kind = layer.kind
-    # So much that a multiprocessor takes one block of the router beside decode_attn_out's, not
-    # two: decode_gate_up's block, which has room beside one, would have to wait for both.
-    routing = Streaming(max(3 * buffer + whole, gpu.shared_most * 2 // 5), kind)
-    if layer.two(gpu):
-        routing = routing.also({"TWO": 1})
-    if layer.shared:
-        routing = routing.also({"SHARED_KIND": f"KIND_{m['s_share'].layout.format.name}"})
 
     def plan(fixed: int, *parts: Part) -> Streaming:
         return streaming(gpu, fixed, *parts)
 
     def part(role: str, outputs: int, n: int, prefix: str = "") -> Part:
-        tiles = tiles_of_block(gpu, outputs, n)
+        tiles = tiles_of_block(gpu.multiprocessors, outputs, n)
         return Part(m[role], tiles, prefix, rows * tiles)
 
     qkv = plan(
@@ -170,45 +162,45 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
         part("q", q_rows + k_rows, hidden, "QK_"),
         part("v", v_rows, hidden, "V_"),
     ).also(layer.projecting)
-    out = plan(rows * (attended * ACT_BYTES + 4 * WARPS), part("out", layer.made, attended))
+    # Of several rows with experts, a block behind attention has one (Share of decode.cuh).
+    each = 1 if layer.experts else rows
+    blocks = gpu.multiprocessors * each // rows
+    outs = tiles_of_block(blocks, layer.made, attended)
+    out = plan(
+        each * attended * ACT_BYTES + rows * 4 * WARPS, Part(m["out"], outs, products=each * outs)
+    )
+    choosing = buffer + whole
+    if layer.experts:
+        choosing = 4 * _choosing(layer.experts) * (layer.experts + 1) + 2 * layer.experts
+    gates = 2 * tiles_of_block(blocks, k * layer.ffn, hidden)
+    gate_up = plan(
+        each * hidden * ACT_BYTES + choosing + 17 * k + 8,
+        Part(m["gate"], gates, products=each * gates),
+    )
+    downs = tiles_of_block(blocks, layer.made, k * ffn)
+    down = plan(each * k * ffn * ACT_BYTES + 8 * k, Part(m["down"], downs, products=each * downs))
+    # So little that decode_gate_up's block has room beside the router's (a block takes 1 KB more,
+    # and whole 128 bytes), and so much that not two of the router's have room beside
+    # decode_attn_out's: decode_gate_up's would have to wait for both.
+    beside = (gpu.shared_most - 1024 - gate_up.shared) // 128 * 128 - 128
+    routing = Streaming(max(3 * buffer + whole, min(beside, gpu.shared_most * 2 // 5)), kind)
+    if layer.two(gpu):
+        routing = routing.also({"TWO": 1})
+    if layer.shared:
+        routing = routing.also({"SHARED_KIND": f"KIND_{m['s_share'].layout.format.name}"})
     # With few tiles, when some multiprocessors have their registers taken by attention: more
     # than half of the memory, where there is room, so that no multiprocessor takes two blocks.
     # The second is late, and keeps the router's and decode_gate_up's away: all wait for it.
-    half = gpu.shared_most // 2 + 1
+    alone = max(gpu.shared_most // 2 + 1, gpu.shared_most - 2 * routing.shared + 1024)
     shared_left = gpu.shared_most - 3072 - max(qkv.shared, routing.shared)
-    gate_up, down = layer.kernels
-    pairs = rows * k
-    places = (
-        32 + 9 * pairs + rows * pairs + 3 * layer.experts + 3 * 4 * WARPS
-    )  # of expert_slots.cuh
-    if rows == 1:
-        choosing = (
-            4 * WARPS * (layer.experts + 1) + 2 * layer.experts
-            if layer.experts
-            else _BUFFER + whole
-        )
-        choosing += 17 * k + 8
-    else:
-        choosing = 4 * WARPS * (layer.experts + 1) + places if layer.experts else buffer + whole
-        choosing += 8 * pairs
-    # Each pair of a row and an expert has products of its own, as many row blocks as a
-    # block may have of one expert; tiles are at most those of as many experts as pairs.
-    row_blocks = 2 * tiles_of_block(gpu, pairs * layer.ffn if layer.experts else layer.ffn, hidden)
-    of_gate_up = pairs * 2 * tiles_of_block(gpu, layer.ffn, hidden) if rows > 1 else row_blocks
-    each = pairs if layer.experts else 1  # that share a group of rows of down
-    downs = tiles_of_block(gpu, layer.made, each * ffn)
+    out = out.also(kind).also(layer.gating)
     found = {
         "decode_qkv": qkv,
-        "decode_attn_out": out.also(kind).also(layer.gating),
-        "decode_attn_out alone": out.also(kind)
-        .also(layer.gating)
-        .with_at_least(half if half <= shared_left else 0),
+        "decode_attn_out": out,
+        "decode_attn_out alone": out.with_at_least(alone if alone <= shared_left else 0),
         "decode_router": routing,
-        gate_up: plan(acts + choosing, Part(m["gate"], row_blocks, products=of_gate_up)).also(kind),
-        down: plan(
-            pairs * ffn * ACT_BYTES + 8 * pairs + (places if rows > 1 else 0),
-            Part(m["down"], downs, products=downs if layer.experts else rows * downs),
-        ).also({"FFN": layer.activated}),
+        "decode_gate_up": gate_up.also(kind),
+        "decode_down": down.also({"FFN": layer.activated}),
     }
     return found if all(p.shared <= gpu.shared_most for p in found.values()) else None
 
@@ -357,9 +349,9 @@ class Launches:
         """The choice of experts, gate and up."""
         layer = self._layer
         normed = self._acts.address, self._logits.address, int(layer.normalise)
-        shared = map(self._matrix, ("s_gate", "s_up")) if layer.rows == 1 else ()
+        shared = map(self._matrix, ("s_gate", "s_up"))
         self._launch(
-            layer.kernels[0],
+            "decode_gate_up",
             (*normed, self._x.address, layer.norms[1](), layer.eps[1], self._matrix("gate"))
             + (self._matrix("up"), *shared, p.inputs.number, self._prediction.address)
             + (self.chosen.address, self._swiglu.address),
@@ -371,9 +363,9 @@ class Launches:
         """Down, and the sum of experts."""
         layer, number = self._layer, p.inputs.number
         share = self._logits.address + 4 * layer.experts
-        shared = (self._matrix("s_down"), share) if layer.rows == 1 else ()
+        shared = self._matrix("s_down"), share
         self._launch(
-            layer.kernels[1],
+            "decode_down",
             (self._swiglu.address, number, self.chosen.address, self._matrix("down"), *shared)
             + (self._own(),),
             self.of("swiglu"),

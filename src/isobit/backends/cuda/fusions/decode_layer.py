@@ -3,8 +3,9 @@ router; gate and up; down. With many tiles of keys a seventh merges them (decode
 model they also send what they make to the other parts, and get what those made.
 
 For layers of Qwen3's form, and of Qwen3.5's (attention with an output gate, delta nets, a shared
-expert), whose matrices are tiled Q4_K and Q6_K. Of several rows (ROWS), the same launches read each
-weight once for all of them; only of Qwen3's form.
+expert), whose matrices are tiled Q4_K and Q6_K. Of several rows (ROWS), only of Qwen3's form: q, k
+and v read each weight once for all of them, and so does what follows of a dense feed-forward; with
+experts, of which each row has its own, a block behind attention has one row (Share of decode.cuh).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,7 @@ def _layer(g: Lowering, ops: Sequence[Op], v: Mapping[str, Value]) -> Layer | No
         and layer.attended % 256 == 0
         and m["down"].rows == layer.made
         and (layer.rows == 1 or layer.plain)
+        and layer.rows <= g.gpu.multiprocessors
         and all(_alike(m[f"s_{n}"], m[n]) for n in ("gate", "up", "down") if layer.shared)
     )
     return layer if launch_shape else None

@@ -39,9 +39,9 @@ class Part:
     """Of a tile and a token, if they are not as many as tiles."""
 
 
-def tiles_of_block(gpu: Gpu, rows: int, supers: int) -> int:
-    """Tiles of a block, if the rows' groups of 8 are dealt to one block a multiprocessor."""
-    return -(-rows // TILE_ROWS // gpu.multiprocessors) * supers
+def tiles_of_block(blocks: int, rows: int, supers: int) -> int:
+    """Tiles of a block, if the rows' groups of 8 are dealt to so many."""
+    return -(-rows // TILE_ROWS // blocks) * supers
 
 
 def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
@@ -53,9 +53,11 @@ def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
     for i, p in enumerate(parts):
         slot = _LANES * TILE_ROWS * p.matrix.layout.format.block_bytes
         steps = -(-p.tiles // _LANES)
-        deepest = max(1, (shared_left - used) // (len(parts) - i) // (slot * WARPS))
-        depth = min(-(-steps // WARPS), deepest, _DEEPEST)
+        room = (shared_left - used) // (len(parts) - i)
+        depths = range(min(-(-steps // WARPS), _DEEPEST), 0, -1)
+        taken = {depth: min(steps, depth * WARPS) * slot + 8 * depth * WARPS for depth in depths}
+        depth = next((depth for depth in depths if taken[depth] <= room), 1)
         defines[f"{p.role}WEIGHT"] = f"Tiled{p.matrix.layout.format.name}"
         defines[f"{p.role}DEPTH"] = depth
-        used += min(steps, depth * WARPS) * slot + 8 * depth * WARPS
+        used += taken[depth]
     return Streaming(fixed + used, defines)

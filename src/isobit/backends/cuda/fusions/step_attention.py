@@ -24,7 +24,6 @@ from isobit.numerics.ops import TOKENS, Attention
 
 FEW_TILES = 4  # FEW_TILES of merge.cuh
 _MERGING = 2  # blocks of batch_merge.cu that a multiprocessor runs at once: AT_ONCE of step.cuh
-MERGED_ROWS = 2  # of which decode_attn_out.cu merges few tiles itself
 PATTERN_OF_STEP = (*PATTERN, "y = attention q keys values positions")
 GATED_PATTERN_OF_STEP = (*GATED_PATTERN, PATTERN_OF_STEP[-1], "gated = sigmoid_gate y gate")
 INNER_OF_STEP = (*INNER, "q", "keys", "values")

@@ -378,5 +378,4 @@ class SeveralRows(ManySequences):
         return (most,)
 
     def _many(self, position: int) -> bool:
-        few = step_attention.FEW_TILES if self.most <= step_attention.MERGED_ROWS else 0
-        return position >= few * KV_PAGE
+        return position >= step_attention.FEW_TILES * KV_PAGE

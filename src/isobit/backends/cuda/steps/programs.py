@@ -36,8 +36,8 @@ _MOST_WITH_STATES = 64
 class CaptureSizes:
     """What is captured, besides steps of one sequence. No bit depends on it."""
 
-    few: tuple[int, ...] = (2,)
-    """Numbers of rows whose steps have kernels of their own, which share reads of weights."""
+    few: tuple[int, ...] = (2, 3, 4)
+    """Numbers of rows whose steps have kernels of their own."""
     padded: tuple[int, ...] = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     """Numbers of rows that other steps, and small batches of any composition, are padded to."""
 

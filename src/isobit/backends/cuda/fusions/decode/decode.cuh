@@ -89,40 +89,44 @@ struct Norm {
     }
 };
 
-// Vectors of so many superblocks, one behind the other in x, to acts (shared), two superblocks a warp at a time: both
-// are asked for before either is waited for. finish(s, values): by a warp, on superblock s, before it is quantised. A
-// barrier must follow.
-template <int SUPERS, class Finish>
-DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts,
+// Vectors of so many superblocks from number `first` of those in x on, one behind the other, to acts (shared), by the
+// first BY warps, two superblocks a warp at a time: both are asked for before either is waited for. finish(s, values): by
+// a warp, on superblock s, before it is quantised. A barrier must follow.
+template <int SUPERS, int BY = WARPS, class Finish>
+DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts,
                           Finish finish) {
-    for (int s = warp_id(); s < vectors * SUPERS; s += 2 * WARPS) {
+    for (int s = warp_id(); warp_id() < BY && s < vectors * SUPERS; s += 2 * BY) {
         float v[2][8];
-        int n = s + WARPS < vectors * SUPERS ? 2 : 1;
+        int n = s + BY < vectors * SUPERS ? 2 : 1;
 #ifdef BOUNDS
         Exchange<Cut>::Asked asked[2];
 #pragma unroll
-        for (int i = 0, at = s; i < 2; i++, at += WARPS)
-            if (i < n) exchange.ask_super(x + at / SUPERS * exchange.columns, at / SUPERS, at % SUPERS, asked[i], v[i]);
+        for (int i = 0, at = s; i < 2; i++, at += BY)
+            if (i < n) {
+                int vector = first + at / SUPERS;
+                exchange.ask_super(x + vector * exchange.columns, vector, at % SUPERS, asked[i], v[i]);
+            }
 #pragma unroll
-        for (int i = 0, at = s; i < 2; i++, at += WARPS)
-            if (i < n) exchange.take_super(at / SUPERS, at % SUPERS, asked[i], v[i]);
+        for (int i = 0, at = s; i < 2; i++, at += BY)
+            if (i < n) exchange.take_super(first + at / SUPERS, at % SUPERS, asked[i], v[i]);
 #else
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            if (i < n) load_super(x + (s + i * WARPS) * SUPER, v[i]);
+            if (i < n) load_super(x + (first * SUPERS + s + i * BY) * SUPER, v[i]);
 #endif
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if (i >= n) continue;
-            finish(s + i * WARPS, v[i]);
-            quantise_without_digits(v[i], acts + s + i * WARPS);
+            finish(s + i * BY, v[i]);
+            quantise_without_digits(v[i], acts + s + i * BY);
         }
     }
 }
 
-template <int SUPERS>
-DEV void quantise_vectors(const float* x, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts) {
-    quantise_vectors<SUPERS>(x, vectors, exchange, acts, [](int, float (&)[8]) {});
+template <int SUPERS, int BY = WARPS>
+DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange<Cut>& exchange,
+                          ActivationBlock* acts) {
+    quantise_vectors<SUPERS, BY>(x, first, vectors, exchange, acts, [](int, float (&)[8]) {});
 }
 
 // x as a whole, [ROWS][HIDDEN], for this block: of a split model in `whole` (shared), and if it is to be kept, in x.
@@ -156,12 +160,24 @@ struct WholeRows {};
 DEV const float* whole_rows(const Exchange<Cut>&, float* x, WholeRows&, bool) { return x; }
 #endif
 
-// Where value i lies, [ROWS][HIDDEN], of those that a block makes of ROWS tokens: 8 rows of each of n
-// groups that are dealt one by one.
-DEV int own_row(int i, int n) {
-    int row_block = i / 8, r = ROWS == 1 ? 0 : row_block / n;
-    return r * HIDDEN + (blockIdx.x + (row_block - r * n) * gridDim.x) * 8 + i % 8;
-}
-
 // How many of n things, dealt one by one to the blocks of the grid, are this block's.
 DEV int dealt(int n) { return (n - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x); }
+
+// What a block has behind attention. Rows that chose different experts share no weights, so with experts a block
+// is one row's; else it has all of them.
+constexpr int ROWS_EACH = EXPERTS ? 1 : ROWS;
+struct Share {
+    int row, block, blocks;  // the first of its rows; which block of how many with the same
+    DEV Share() {
+        constexpr int APART = ROWS / ROWS_EACH;
+        int part = blockIdx.x % APART;
+        row = part, block = blockIdx.x / APART, blocks = (int(gridDim.x) - part + APART - 1) / APART;
+    }
+    // See dealt.
+    DEV int dealt(int n) const { return (n - block + blocks - 1) / blocks; }
+    // Where value i lies, [ROWS][HIDDEN], of those that it makes: 8 outputs of each of n groups, of its rows in turn.
+    DEV int place(int i, int n) const {
+        int group = i / 8, r = ROWS_EACH == 1 ? 0 : group / n;
+        return (row + r) * HIDDEN + (block + (group - r * n) * blocks) * 8 + i % 8;
+    }
+};

@@ -15,9 +15,10 @@ constexpr int ATTENDED_SUPERS = HEADS_SUPERS;
 // when there are few (`tiles` not null: decode_attention.cu) of one row or two, merged here by every block for itself.
 struct AttnOut {
     const uint8* w;
+    Share share;
     static constexpr int GROUPS = MADE / TILE_ROWS;
     DEV const uint8* tile(int j) const {
-        int group = blockIdx.x + j / ATTENDED_SUPERS * gridDim.x;
+        int group = share.block + j / ATTENDED_SUPERS * share.blocks;
         return w + (int64(group) * ATTENDED_SUPERS + j % ATTENDED_SUPERS) * WEIGHT::TILE_BYTES;
     }
     DEV int act(int j) const { return j % ATTENDED_SUPERS; }
@@ -43,7 +44,7 @@ struct OutputGate {
 };
 
 struct AttnOutShared {
-    ActivationBlock x[ROWS * ATTENDED_SUPERS];
+    ActivationBlock x[ROWS_EACH * ATTENDED_SUPERS];
 #if EXPERTS
     PredictorShared prediction;
 #endif
@@ -64,8 +65,9 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
                             int sent) {
     mark(1, 0);
     DYNAMIC_SHARED(AttnOutShared, sh);
-    AttnOut out = {w};
-    int n = dealt(AttnOut::GROUPS);
+    Share share;
+    AttnOut out = {w, share};
+    int n = share.dealt(AttnOut::GROUPS);
     using Tiles = Products<WEIGHT, AttnOut, DEPTH>;
     Tiles products(out, sh->tail, n * ATTENDED_SUPERS, warp_id());
     products.start();
@@ -90,12 +92,13 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
     wait_for_previous();
     mark(1, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
-    if (ROWS <= 2 && tiles) {
+    if (tiles) {
 #pragma unroll 1
-        for (int r = 0; r < ROWS; r++) {
-            int64 row = r * int64(HEADS) * most_tiles;
+        for (int r = 0; r < ROWS_EACH; r++) {
+            int token = share.row + r;
+            int64 row = token * int64(HEADS) * most_tiles;
             TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles,
-                                   positions[r] / KV_PAGE + 1};
+                                   positions[token] / KV_PAGE + 1};
 #pragma unroll
             for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
                 float v[8];
@@ -104,9 +107,9 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
                 int part = Cut::part_of(column);
                 if (part == exchange.rank) {
                     results.merged<FEW_TILES, false>(column - exchange.first, v);
-                    if (blockIdx.x == i % SENDING) exchange.send8<false>(exchange.at(r, s), v);
+                    if (share.block == i % min(SENDING, share.blocks)) exchange.send8<false>(exchange.at(token, s), v);
                 } else {
-                    exchange.receive8<false>(part, exchange.at(r, s), v);
+                    exchange.receive8<false>(part, exchange.at(token, s), v);
                 }
                 __syncwarp();
 #else
@@ -119,22 +122,20 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
         }
         let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {
-        quantise_vectors<ATTENDED_SUPERS>(attention, ROWS, exchange, sh->x, finish);
+        quantise_vectors<ATTENDED_SUPERS>(attention, share.row, ROWS_EACH, exchange, sh->x, finish);
     }
     int parts = n * ATTENDED_SUPERS * TILE_ROWS;  // of a token
     // Of the thread's first row, on its way while products are made; most threads have none.
-    float before = threadIdx.x < ROWS * n * TILE_ROWS ? own[own_row(threadIdx.x, n)] : 0.0f;
+    float before = threadIdx.x < ROWS_EACH * n * TILE_ROWS ? own[share.place(threadIdx.x, n)] : 0.0f;
     __syncthreads();
     mark(1, 2);
-    products.run(sh->x, part, ATTENDED_SUPERS, parts);
+    products.run<ROWS_EACH>(sh->x, part, ATTENDED_SUPERS, parts);
     __syncthreads();
     mark(1, 3);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * n * TILE_ROWS; i += BLOCK) {
-        int row_block = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS == 1 ? 0 : row_block / n;
-        int at = own_row(i, n);
-        float y = sum_supers<ATTENDED_SUPERS>(part + r * parts +
-                                              (row_block - r * n) * ATTENDED_SUPERS * TILE_ROWS + row);
+    for (int i = threadIdx.x; i < ROWS_EACH * n * TILE_ROWS; i += BLOCK) {
+        int at = share.place(i, n);
+        float y = sum_supers<ATTENDED_SUPERS>(part + i / TILE_ROWS * ATTENDED_SUPERS * TILE_ROWS + i % TILE_ROWS);
         y = add(i < BLOCK ? before : own[at], y);
         own[at] = y;
         to.send(to.first + at, y);

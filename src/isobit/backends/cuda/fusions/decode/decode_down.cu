@@ -1,19 +1,22 @@
-// A decode step: the second half of the feed-forward. WEIGHT: a struct of tiles.cuh. SHARED: see decode_gate_up.cu.
+// A decode step: the second half of the feed-forward. WEIGHT: a struct of tiles.cuh. Of several rows with experts each
+// block takes one (Share). SHARED: see decode_gate_up.cu.
 #include "products.cuh"
 
 #ifndef SHARED
 #define SHARED 0
 #endif
 constexpr int SLOTS = USED + SHARED;
+constexpr int QUANTISING = WARPS * 3 / 4;  // warps; the others ask for weights
 
 // The tiles of W_down for the chosen experts: a row block is the same 8 rows of each.
 struct Down {
     const uint8 *w, *shared;
     const int* id;
+    Share share;
     static constexpr int GROUPS = MADE / TILE_ROWS, PER_ROW_BLOCK = SLOTS * FFN_SUPERS;
     static constexpr int64 MATRIX = int64(GROUPS) * FFN_SUPERS * WEIGHT::TILE_BYTES;
     DEV const uint8* tile(int j) const {
-        int group = blockIdx.x + j / PER_ROW_BLOCK * gridDim.x;
+        int group = share.block + j / PER_ROW_BLOCK * share.blocks;
         int slot = j / FFN_SUPERS % SLOTS;
         return (SHARED && slot == USED ? shared : w + id[slot] * MATRIX) +
                (int64(group) * FFN_SUPERS + j % FFN_SUPERS) * WEIGHT::TILE_BYTES;
@@ -24,7 +27,7 @@ struct Down {
 // W_down of the chosen experts, their weighted sum in rank order, a shared one by the sigmoid of its gate, and the
 // residual, in place; x: from the first that this part makes.
 struct DownShared {
-    ActivationBlock x[SLOTS * FFN_SUPERS];
+    ActivationBlock x[ROWS_EACH * SLOTS * FFN_SUPERS];
     int id[USED];
     float weight[USED];
     __align__(16) uint8 tail[16];
@@ -34,8 +37,9 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
                         const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(DownShared, sh);
     mark(4, 0);
-    Down where = {w, shared, sh->id};
-    int n = dealt(Down::GROUPS);
+    Share share;
+    Down where = {w, shared, sh->id, share};
+    int n = share.dealt(Down::GROUPS);
     using Tiles = Products<WEIGHT, Down, DEPTH>;
     Tiles products(where, sh->tail, n * Down::PER_ROW_BLOCK, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * Down::PER_ROW_BLOCK));
@@ -46,7 +50,7 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     // The experts are known long before the kernel ahead of this one ends.
     if (threadIdx.x < USED) {
         uint64 one;
-        do one = load_relaxed(chosen + threadIdx.x);
+        do one = load_relaxed(chosen + share.row * USED + threadIdx.x);
         while (!is_of(one, *step_number));
         sh->id[threadIdx.x] = chosen_id(one);
         sh->weight[threadIdx.x] = chosen_weight(one);
@@ -56,35 +60,34 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
 #endif
     __syncthreads();
     mark(4, 4);
-    products.start();
+    products.start(QUANTISING);
     wait_for_previous();
     mark(4, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
-    quantise_vectors<FFN_SUPERS>(y, SLOTS, exchange, sh->x);
-    float share = 0.0f;  // of the shared expert
-    if (SHARED) share = sigmoid(*shared_gate);
-    // Of the thread's first row, on its way while products are made; most threads have none.
-    int mine = (blockIdx.x + threadIdx.x / TILE_ROWS * gridDim.x) * TILE_ROWS + threadIdx.x % TILE_ROWS;
-    float before = threadIdx.x < n * TILE_ROWS ? x[mine] : 0.0f;
+    quantise_vectors<FFN_SUPERS, QUANTISING>(y, share.row * SLOTS, ROWS_EACH * SLOTS, exchange, sh->x);
+    float weight = 0.0f;  // of the shared expert
+    if (SHARED) weight = sigmoid(*shared_gate);
+    // Of the thread's first value, on its way while products are made; most threads have none.
+    float before = threadIdx.x < ROWS_EACH * n * TILE_ROWS ? x[share.place(threadIdx.x, n)] : 0.0f;
     __syncthreads();
     mark(4, 2);
-    products.run(sh->x, all);
+    constexpr int PART = Down::PER_ROW_BLOCK * TILE_ROWS;  // products of a row block
+    products.run<ROWS_EACH>(sh->x, all, SLOTS * FFN_SUPERS, n * PART);
     __syncthreads();
     mark(4, 3);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
-        int row_block = i / TILE_ROWS, row = i % TILE_ROWS;
-        const float* part = all + row_block * Down::PER_ROW_BLOCK * TILE_ROWS + row;
+    for (int i = threadIdx.x; i < ROWS_EACH * n * TILE_ROWS; i += BLOCK) {
+        const float* part = all + i / TILE_ROWS * PART + i % TILE_ROWS;
         float sum = 0.0f;
 #if EXPERTS
 #pragma unroll
         for (int r = 0; r < USED; r++)
             sum = add(sum, mul(sh->weight[r], sum_supers<FFN_SUPERS>(part + r * FFN_SUPERS * TILE_ROWS)));
-        if (SHARED) sum = add(sum, mul(share, sum_supers<FFN_SUPERS>(part + USED * FFN_SUPERS * TILE_ROWS)));
+        if (SHARED) sum = add(sum, mul(weight, sum_supers<FFN_SUPERS>(part + USED * FFN_SUPERS * TILE_ROWS)));
 #else
         sum = sum_supers<FFN_SUPERS>(part);
 #endif
-        int at = (blockIdx.x + row_block * gridDim.x) * TILE_ROWS + row;
+        int at = share.place(i, n);
         sum = add(i < BLOCK ? before : x[at], sum);
         x[at] = sum;
         to.send(to.first + at, sum);

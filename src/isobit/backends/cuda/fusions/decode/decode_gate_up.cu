@@ -1,5 +1,5 @@
 // A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
-// tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1. SHARED: experts that every token goes to, 0 or 1.
+// tiles.cuh. Of several rows with experts each block takes one (Share). EXPERTS is 0 for a dense feed-forward, and USED then 1. SHARED: experts that every token goes to, 0 or 1.
 #include "router_top_k.cuh"
 #include "expert_prefetch.cuh"
 #include "products.cuh"
@@ -59,10 +59,11 @@ struct Choice {
 struct GateUp {
     const uint8 *gate, *up, *shared_gate, *shared_up;
     const int* expert;  // of a slot: the predicted experts, and in place of wrong ones the missing
+    Share share;
     static constexpr int GROUPS = FFN / TILE_ROWS;
     static constexpr int64 MATRIX = int64(GROUPS) * HIDDEN_SUPERS * WEIGHT::TILE_BYTES;
     // A row block is the same 8 rows of both matrices of one expert.
-    DEV int row_block(int j) const { return blockIdx.x + j / (2 * HIDDEN_SUPERS) * gridDim.x; }
+    DEV int row_block(int j) const { return share.block + j / (2 * HIDDEN_SUPERS) * share.blocks; }
     DEV int slot(int j) const { return row_block(j) / GROUPS; }
     DEV const uint8* tile(int j) const {
         int u = row_block(j), group = u % GROUPS;
@@ -74,11 +75,11 @@ struct GateUp {
     DEV int act(int j) const { return j % HIDDEN_SUPERS; }
 };
 struct GateUpShared {
-    ActivationBlock x[HIDDEN_SUPERS];
+    ActivationBlock x[ROWS_EACH * HIDDEN_SUPERS];
 #if EXPERTS
     TopKShared choosing;
 #else
-    float buffer[SUPER];
+    float buffer[ROWS * SUPER];
     WholeRows whole;
 #endif
     Choice choice;
@@ -92,41 +93,46 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
                            float* y, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
-    GateUp where = {gate, up, shared_gate, shared_up, sh->choice.expert};
-    int n = dealt(SLOTS * GateUp::GROUPS);
+    Share share;
+    GateUp where = {gate, up, shared_gate, shared_up, sh->choice.expert, share};
+    int n = share.dealt(SLOTS * GateUp::GROUPS);
     using Tiles = Products<WEIGHT, GateUp, DEPTH>;
     Tiles products(where, sh->tail, n * 2 * HIDDEN_SUPERS, warp_id());
     float* all = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * 2 * HIDDEN_SUPERS));
     Exchange<SentCut> to(exchanges, sent);
 #if EXPERTS
     int number = *step_number;
-    fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction, number) : 0, &sh->choice);
+    fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction + share.row * EXPERTS, number) : 0, &sh->choice);
     let_next_start();
+    products.start(CHOOSING, 1);
     wait_for_previous();
     mark(3, 1);
-    // Activations before weights: the memory answers in order.
-    constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), EACH = (WORDS + BLOCK - 1) / BLOCK;
+    // Activations before the other weights: the memory answers in order.
+    constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), TAKING = CHOOSING * WARP,
+                  EACH = (WORDS + TAKING - 1) / TAKING;
     int4 words[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-        if (i * BLOCK + threadIdx.x < WORDS)
-            words[i] = reinterpret_cast<const int4*>(acts)[i * BLOCK + threadIdx.x];
-    auto found = [&](int, int rank, int expert, float p) {
+        if (threadIdx.x < TAKING && i * TAKING + threadIdx.x < WORDS)
+            words[i] = reinterpret_cast<const int4*>(acts + share.row * HIDDEN_SUPERS)[i * TAKING + threadIdx.x];
+    auto found = [&](int rank, int expert, float p) {
         sh->choice.id[rank] = expert;
         sh->choice.p[rank] = p;
         if (sh->choice.slot[expert] >= 0) sh->choice.rank[sh->choice.slot[expert]] = rank;
         else sh->choice.missing = true;
     };
-    router_top_k(logits, &sh->choosing, [&] { products.start(); }, found);
+    auto start = [&] { products.start(CHOOSING); };
+    if (warp_id() < CHOOSING) router_top_k(logits + share.row * EXPERTS, &sh->choosing, start, found);
+    else start();
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-        if (i * BLOCK + threadIdx.x < WORDS)
-            reinterpret_cast<int4*>(sh->x)[i * BLOCK + threadIdx.x] = words[i];
+        if (threadIdx.x < TAKING && i * TAKING + threadIdx.x < WORDS)
+            reinterpret_cast<int4*>(sh->x)[i * TAKING + threadIdx.x] = words[i];
     __syncthreads();
     mark(3, 4);
-    if (blockIdx.x == 0 && threadIdx.x < USED) {
+    if (share.block == 0 && threadIdx.x < USED) {
         float w = top_k_weight(threadIdx.x, normalise, sh->choice.p);
-        store_relaxed(chosen + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
+        store_relaxed(chosen + share.row * USED + threadIdx.x, packed(number, sh->choice.id[threadIdx.x], w));
     }
     if (sh->choice.missing) {
         if (threadIdx.x == 0) correct_places(&sh->choice);
@@ -147,20 +153,21 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
 #endif
     __syncthreads();
     mark(3, 2);
-    products.run(sh->x, all);
+    constexpr int PART = 2 * HIDDEN_SUPERS * TILE_ROWS;  // products of a row block
+    products.run<ROWS_EACH>(sh->x, all, HIDDEN_SUPERS, n * PART);
     __syncthreads();
     mark(3, 3);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < n * TILE_ROWS; i += BLOCK) {
-        int u = i / TILE_ROWS, row = i % TILE_ROWS;
-        const float* part = all + u * 2 * HIDDEN_SUPERS * TILE_ROWS + row;
+    for (int i = threadIdx.x; i < ROWS_EACH * n * TILE_ROWS; i += BLOCK) {
+        int u = i / TILE_ROWS, row = i % TILE_ROWS, r = ROWS_EACH == 1 ? 0 : u / n;
+        const float* part = all + u * PART + row;
         float g = sum_supers<HIDDEN_SUPERS>(part);
         float up_value = sum_supers<HIDDEN_SUPERS>(part + HIDDEN_SUPERS * TILE_ROWS);
-        int row_block = blockIdx.x + u * gridDim.x, rank = sh->choice.rank[row_block / GateUp::GROUPS];
-        int column = row_block % GateUp::GROUPS * TILE_ROWS + row;
+        int row_block = share.block + (u - r * n) * share.blocks, rank = sh->choice.rank[row_block / GateUp::GROUPS];
+        int vector = (share.row + r) * SLOTS + rank, column = row_block % GateUp::GROUPS * TILE_ROWS + row;
         float value = isobit::silu_gate(g, up_value);
-        y[rank * FFN + column] = value;
-        to.send(to.at(rank, 0) + to.first + column, value);
+        y[vector * FFN + column] = value;
+        to.send(to.at(vector, 0) + to.first + column, value);
     }
     mark(3, 5);
 }

@@ -3,19 +3,18 @@
 #include "decode.cuh"
 
 #if EXPERTS
-constexpr int ROW_WARPS = ROWS == 1 ? WARPS : ROWS == 2 ? WARPS / 2 : ROWS <= 4 ? WARPS / 4 : WARPS / 8;
+// Warps that choose; the others ask for weights meanwhile.
+constexpr int CHOOSING = EXPERTS <= 128 ? WARPS / 2 : WARPS * 3 / 4;
 struct TopKShared {
-    float p[WARPS][EXPERTS + 1];
+    float p[CHOOSING][EXPERTS + 1];
 };
-// Probabilities by every warp of a row, then ranks by counting: an expert's rank is the number of those
-// before it. found(row, rank, expert, p): by one thread each, for the first USED ranks. meanwhile: what is
+// By CHOOSING warps. Probabilities by each of them, then ranks by counting: an expert's rank is the number of those
+// before it. found(rank, expert, p): by one thread each, for the first USED ranks. meanwhile: what is
 // done while the logits are on their way. A barrier must follow.
 template <class Meanwhile, class Found>
 DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, Found found) {
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
     const float lowest = isobit::from_bits(0xff800000u);
-    int row = warp_id() / ROW_WARPS;
-    if (row < ROWS) logits += row * EXPERTS;
     float z[EACH], m = lowest, lanes[8] = {};
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
@@ -39,9 +38,8 @@ DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, 
     for (int i = 0; i < EACH; i++)
         if (i * WARP + lane_id() < EXPERTS) p[i * WARP + lane_id()] = div(z[i], total);
     __syncwarp();
-    if (row >= ROWS) return;
     // Four lanes count for one expert; a warp takes 8 experts at a time.
-    for (int base = warp_id() % ROW_WARPS * 8; base < EXPERTS; base += ROW_WARPS * 8) {
+    for (int base = warp_id() * 8; base < EXPERTS; base += CHOOSING * 8) {
         int e = base + lane_id() / 4, before = 0;
         float mine = e < EXPERTS ? p[e] : 0.0f;
         // Those before e come first at an equal probability, those behind it only at a larger one.
@@ -50,7 +48,7 @@ DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, 
         for (int j = lane_id() % 4; j < EXPERTS; j += 4) before += bits(p[j]) >= (j < e ? least : larger);
         before += shuffle_xor(before, 1);
         before += shuffle_xor(before, 2);
-        if (e < EXPERTS && before < USED) found(row, before, e, mine);
+        if (e < EXPERTS && before < USED) found(before, e, mine);
     }
 }
 // The weight of the expert of that rank, once chosen; p: of all ranks.
