@@ -41,6 +41,7 @@ def double(gate, up): return gate.astype(float)
 def none(gate, up): pass
 def raises(gate, up): raise KeyError("oh")
 def two(gate, up): return gate, up
+def exits(gate, up): raise SystemExit(0)
 """
 
 
@@ -57,10 +58,13 @@ def two(gate, up): return gate, up
         ("moe_expert_swiglu=mine:none", "got NoneType of"),
         ("moe_expert_swiglu=mine:raises", "the function raised KeyError: 'oh'"),
         ("moe_expert_swiglu=mine:two", "expected 1 arrays, got 2"),
+        ("moe_expert_swiglu=mine:exits", "the function raised SystemExit: 0"),
+        ("moe_expert_swiglu=script:exits", "script:exits: loading it raised SystemExit: 0"),
     ],
 )
 def test_mistakes(text: str, complaint: str, home: Path, capsys: Out) -> None:
     Path("mine.py").write_text(FUNCTIONS, "utf-8")
+    Path("script.py").write_text(FUNCTIONS + "raise SystemExit(0)\n", "utf-8")
     assert main(["verify", "--tokens", "5,6", "--op", text]) == 2
     err = capsys.readouterr().err
     assert complaint in err

@@ -150,6 +150,16 @@ def test_a_mistake_is_one_line_and_a_documented_code(
     assert len(err) < 500
 
 
+@pytest.mark.parametrize("end", [None, 0, 1, "why"])
+def test_code_that_ends_a_command_early_is_no_success(
+    end: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("isobit.cli.devices.main", lambda _: sys.exit(end))
+    assert main(["devices"]) == 2
+    line = f"isobit: error: devices: expected to come to its end, got SystemExit: {end}\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_prompt_file_must_be_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "latin-1.txt"
     path.write_bytes(b"caf\xe9 ")

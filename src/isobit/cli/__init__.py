@@ -106,6 +106,10 @@ def _run(argv: Sequence[str]) -> int:
             args.main(args)
         except UsageError as error:
             raise UsageError(in_options(asked, str(error))) from None
+        except SystemExit as end:  # of another's code: what was asked was not done
+            raise UsageError(
+                f"{args.command}: expected to come to its end, got SystemExit: {end.code}"
+            ) from None
     except SystemExit as end:  # argparse, after --help and --version
         return end.code if isinstance(end.code, int) else 0
     finally:

@@ -36,13 +36,19 @@ def parse(text: str) -> tuple[str, Function]:
     sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise UsageError(f"--op: {place[:80]}: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script may end with sys.exit
+        raise UsageError(f"--op: {place[:80]}: loading it raised {_said(error)}") from error
     finally:
         sys.path.remove("")
     if not callable(found):
         raise UsageError(f"--op: {place[:80]}: expected a function, got {type(found).__name__}")
     return stage, found
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 class WithFunctions(ReferenceBackend):
@@ -74,10 +80,10 @@ class WithFunctions(ReferenceBackend):
         copies = [np.array(x) for x in inputs]  # what it does to its inputs is its own affair
         try:
             made = self._functions[named](*weights, *copies)
-        except Exception as error:
-            raise UsageError(
-                f"--op {named}: the function raised {type(error).__name__}: {error}"
-            ) from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise UsageError(f"--op {named}: the function raised {_said(error)}") from error
         found = made if isinstance(made, tuple) else (made,)
         if len(found) != len(expected):
             raise UsageError(f"--op {named}: expected {len(expected)} arrays, got {len(found)}")
