@@ -20,7 +20,7 @@ CHECKED = 8
 
 Progress = Callable[[str, int], None]
 """Called with what was run and how many runs that makes more: 1 after each warm-up and each
-repetition, 0 on the way to them; never while the clock runs."""
+repetition, 0 on the way to a warm-up; never while the clock runs."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,10 @@ def measure(
     before, prompt = tokens[: test.n_depth], tokens[test.n_depth : test.n_depth + test.n_prompt]
     decoded = random.integers(0, vocab, (test.n_gen, many)).tolist()
     samples = [] if samples is None else samples
+
+    def warming(n: int, all: int) -> None:
+        progress(f"{test.name}: warming up, {n:,} of {all:,} tokens", 0)
+
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.new_sequence()) for _ in range(many)]
         for sequence in sequences if before else []:
@@ -155,7 +159,7 @@ def measure(
                 sequence.length = test.n_depth
             start = time.perf_counter_ns()
             if prompt:
-                model.prefill(sequences[0], prompt)
+                model.prefill(sequences[0], prompt, warming if warm_up else None)
             for step in decoded[:1] if warm_up else decoded:
                 model.step(sequences, step)
             if not warm_up:
@@ -243,7 +247,8 @@ def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Gen
     total = time.perf_counter_ns() - start
     assert stream.completion is not None
     n_prompt = stream.completion.timings.prefill_tokens
-    if not stream.token_ns:
+    if not stream.token_ns:  # nor was the prompt run
+        n_prompt = len(model.tokenize(prompt) if isinstance(prompt, str) else prompt)
         raise UsageError(
             f"prompt: expected fewer tokens than the context of {model.context}, got {n_prompt}"
         )

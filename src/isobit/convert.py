@@ -29,7 +29,7 @@ def convert(
     try:
         import gguf  # noqa: PLC0415 - an extra
     except ImportError:
-        raise NotRun("convert: expected the gguf package; pip install 'isobit[convert]'") from None
+        raise NotRun("convert: expected the gguf package; pip install '.[convert]'") from None
     folder, output = Path(folder), Path(output)
     if kind.lower() not in TYPES:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Steps of several sequences together, the gate before every speed, and what bench prints."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from isobit import bench
 from isobit.cli import main
 from isobit.config import EngineConfig
+from isobit.contracts.target import sample_digest
 from isobit.errors import ContextFull, GateFailed, UsageError
 from isobit.runtime.model import Model
 
@@ -98,7 +100,8 @@ def test_what_lies_before_a_test_is_told_as_it_is_read(model: Model) -> None:
     model.engine = replace(model.engine, chunk=16)
     bench.measure(model, test, 1, lambda *run: seen.append(run))
     way = [(f"pp2 @ d40: {n} of 40 tokens before", 0) for n in (16, 32, 40)]
-    assert seen == [*way, (test.name, 1), (test.name, 1)]
+    warming = ("pp2 @ d40: warming up, 2 of 2 tokens", 0)  # nor a word while the clock runs
+    assert seen == [*way, warming, (test.name, 1), (test.name, 1)]
 
 
 def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None:
@@ -108,11 +111,27 @@ def test_a_prompt_that_fills_the_context_has_no_generation(model: Model) -> None
         )
 
 
+GENERATION = ["--tokens", "1,2", "--max-tokens", "2", "--warmup", "0", "--iterations", "1"]
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The beginning of a bench command; the read bandwidth, a second to measure, is given."""
     monkeypatch.setattr("isobit.backends.base.read_bandwidth", lambda _: 1e10)
     return ["bench", "--backend", "cpu"]
+
+
+@pytest.mark.parametrize("test", [["-p", "2", "-n", "0", "-r", "1"], GENERATION])
+def test_every_format_that_names_the_model_has_its_digest(
+    quick: list[str], capsys: pytest.CaptureFixture[str], test: list[str]
+) -> None:
+    found = {}
+    for form in ("json", "jsonl", "csv"):
+        assert main([*quick, *test, "-o", form]) == 0
+        out = capsys.readouterr().out
+        rows = csv.DictReader(out.splitlines()) if form == "csv" else np.ravel(json.loads(out))
+        found[form] = [row["model_sha256"] for row in rows]
+    assert found == {form: [sample_digest()] for form in ("json", "jsonl", "csv")}
 
 
 def test_table(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:

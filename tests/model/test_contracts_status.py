@@ -147,6 +147,7 @@ def test_exit_codes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     on_cpu: Callable[[Make], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "thing-v1.yaml"
     path.write_text(broken(("[[605, 290, 948]]", "[[5, 6, 7]]"), ("605, 290", "5, 6")))
@@ -161,6 +162,12 @@ def test_exit_codes(
         assert main([*argv, "--evidence", str(path)]) == 2
         assert main([*argv, "--evidence", str(path / "within")]) == 2
     assert main([*argv, "--tests", "FALSIFY-001", "--backends", "cuda"]) == 2
+    for ids, said in (("BOGUS", "expected tests with a"), ("FALSIFY-001,FALSIFY-002", "left")):
+        capsys.readouterr()
+        assert main([*argv, "--without", ids]) == 2
+        complaint = capsys.readouterr().err
+        assert "error: --without: " in complaint
+        assert said in complaint
     assert main([*argv, "--without", "FALSIFY-002"]) == 0
     assert main([*argv, "--without", "FALSIFY-001"]) == 6
     assert main([*argv[:3], "--model", str(tmp_path / "absent.gguf")]) == 6

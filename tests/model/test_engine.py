@@ -140,7 +140,7 @@ def test_a_backend_that_goes_ahead_is_told_what_follows(
     monkeypatch.setattr(engine.model, "run_batch", seen)
     kinds = (Sampling(), Sampling(temperature=1.0, seed=4))
     begun, leaves = [], engine.submit(heldout[:5], 50, kinds[0], salt=None)
-    for n in range(8):
+    for n in range(16):
         prompt = heldout[70 * n : 70 * n + int(rng.integers(1, 150))]
         begun.append(engine.submit(prompt, int(rng.integers(1, 12)), kinds[n % 2], salt=None))
         engine.submit(prompt, 50, kinds[0], salt=None).cancel()

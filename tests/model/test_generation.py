@@ -275,3 +275,17 @@ def test_closing_waits_for_the_pass_of_another_thread() -> None:
 def test_ids_that_are_none(ids: object, model: Model) -> None:
     with pytest.raises(UsageError):
         model.logits(ids)  # type: ignore[arg-type]
+
+
+def test_a_keyword_that_is_none_is_refused_in_the_name_of_what_was_called(model: Model) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    for method, call in (
+        ("generate", lambda: model.generate("a", max_toks=2)),
+        ("generate", lambda: model.generate([], max_toks=2)),
+        ("chat", lambda: model.chat(messages, max_toks=2)),
+    ):
+        said = rf"^Model\.{method}\(\) .* argument 'max_toks'; did you mean 'max_tokens'\?$"
+        with pytest.raises(TypeError, match=said):
+            call()
+    with pytest.raises(TypeError, match=r"^Model\.chat_ids\(\) .* 'tolls'; did you mean 'tools'"):
+        model.chat_ids(messages, tolls=[])

@@ -90,7 +90,8 @@ def test_bits(file: GGUFFile, planes: int, name: str) -> None:
 def test_transformers_in_float64(file: GGUFFile, values: tuple[Path, dict[str, F32]]) -> None:
     needs("torch", "torch")
     needs("transformers", "transformers")
-    make.check_accuracy(file, TOKENS, make.logits_of(transformers_model(values[1]), TOKENS))
+    true = make.logits_of(transformers_model(values[1]), TOKENS)
+    make.check_accuracy(file, TOKENS, true, within=1e-4)
 
 
 def transformers_model(w: dict[str, F32]) -> Any:

@@ -150,6 +150,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": []}, "messages"),
     (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
     (CHAT, user(5), "messages[0].content"),
+    (CHAT, user(None), "messages[0].content"),
+    (CHAT, {"messages": [{"role": "system"}]}, "messages[0].content"),
     (CHAT, user(["x", {"type": "image_url"}]), "messages[0].content[1]"),
     (CHAT, called(name=5), "messages[0].tool_calls[0].function.name"),
     (CHAT, called(name="f", arguments="x"), "messages[0].tool_calls[0].function.arguments"),

@@ -78,7 +78,7 @@ def front(ray: Any) -> Iterator[str]:
     [
         (["--workers", "cpu=2"], 2, "--workers: expected --ray beside it"),
         (["--ray", "--workers", "tpu=2"], 2, "expected backends and numbers, such as cpu=4"),
-        (["--ray"], 2, "ray: not installed: pip install 'isobit[ray]'"),
+        (["--ray"], 2, "ray: not installed: pip install '.[ray]'"),
         (["--ray"], 4, "RAY_ADDRESS: no cluster at 127.0.0.1:1"),
     ],
 )

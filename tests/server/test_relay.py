@@ -198,7 +198,10 @@ def test_a_stream_is_stopped(
     assert n + str(len(receipt.tokens)) in text.replace(" ", "")
     ends = '"length"', '"max_tokens"', '"max_output_tokens"'
     assert any(end in text for end in ends)
-    assert httpx.post(url + "/stop", json=name, timeout=60).status_code == 404
+    refused = httpx.post(url + "/stop", json=name, timeout=60)
+    assert refused.status_code == 404
+    expected = "id: expected that of an answer that streams now, got "
+    assert refused.json()["error"]["message"].startswith(expected)
 
 
 def test_a_fourth_replica_is_not_lost(front: str, cutter: Cutter) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ X = [*RUN, "-p", "x"]
     ("argv", "code", "complaint"),
     [
         ([], 2, "COMMAND"),
-        (["nothing"], 2, "no such command: 'nothing'; there are run, chat"),
+        (["nothing"], 2, f"no such command: 'nothing'; there are {', '.join(COMMANDS)}; see"),
         (RUN, 2, "expected a prompt: -p TEXT, --prompt-file FILE or --tokens IDS"),
         (["rnu"], 2, "did you mean 'run'?; see isobit --help"),
         (["run", "Hello"], 2, "did you mean -p 'Hello'?"),
@@ -59,7 +60,7 @@ X = [*RUN, "-p", "x"]
         (["perplexity", "--text", "/dev/null"], 2, "expected a text, got an empty one"),
         (["completion", "tcsh"], 2, "invalid choice: 'tcsh'"),
         ([*X, "--tokens", "1"], 2, "not allowed with argument"),
-        ([*X, "-n", "-3"], 2, "max-tokens: expected a whole number, 0 or more; got '-3'"),
+        ([*X, "-n", "-3"], 2, "max-tokens: expected a whole number, 0 or more, or -1; got '-3'"),
         ([*X, "-n", "many"], 2, "got 'many'"),
         ([*X, "-n", "9" * 5000], 2, "expected a whole number"),
         ([*X, "--seed", "9" * 5000], 2, "expected a whole number"),
@@ -128,6 +129,9 @@ X = [*RUN, "-p", "x"]
         (["bench", "-r", "0"], 2, "repetitions: expected a whole number, 1 or more; got '0'"),
         (["bench", "--warmup", "1"], 2, "--warmup goes with a prompt"),
         (["bench", "--prompt", "x", "-d", "1"], 2, "--n-depth does not go with a prompt"),
+        (["bench", "--prompt", "x", "-n", "3"], 2, "not go with a prompt; use --max-tokens"),
+        (["bench", "--prompt", "x", "-r", "3"], 2, "not go with a prompt; use --iterations"),
+        (["bench", "--max-tokens", "3"], 2, "--max-tokens goes with a prompt; use --n-gen"),
         (["bench", "--prompt", "x", "--iterations", "0"], 2, "iterations"),
         (["bench", "--prompt", "x", "--max-tokens", "0"], 2, "max-tokens"),
         (
@@ -559,3 +563,9 @@ def test_the_value_of_an_option_stays_beside_it() -> None:
         args = parser.parse_args(parser.check(argv).ordered)
         assert (args.rank, args.model, args.prompt) == (rank, "model", "x")
     assert main(["run", "sample", "-p"]) == 2
+
+
+def test_the_readme_has_every_command() -> None:
+    """``stage`` was missing from its table."""
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert [c for c in COMMANDS if not re.search(rf"^\| `isobit {c}[ `]", text, re.M)] == []

@@ -98,6 +98,7 @@ def test_a_first_history() -> None:
             "lines of its own",
         ),
         ("{metadata: {version: 1.0.0, description: x}}\n", ENTRY, "by hand"),
+        (GOOD, ENTRY | {"date": "2999-01-02"}, "date: expected a day that has come, got 2999"),
         (GOOD, ENTRY | {"version": "1.2"}, "one such as 1.0.0, got '1.2'"),
         (GOOD, ENTRY | {"title": "\udcff"}, "by hand"),
         (GOOD, ENTRY | {"description": "\a"}, "by hand"),

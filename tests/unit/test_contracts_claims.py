@@ -391,6 +391,27 @@ def test_a_status_that_nothing_shows_is_shown_as_such() -> None:
     assert status_report.to_json(fine)["not_shown"] == []
 
 
+def test_a_typed_status_that_nothing_shows_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not an error: evidence goes stale with any change to the code."""
+    warning = "which the evidence does not show: cpu, AC_THING_001, FALSIFY-001: "
+
+    def linted(path: Path) -> str:
+        assert main(["contract", "lint", str(path)]) == 0
+        return capsys.readouterr().out
+
+    said = linted(placed(tmp_path))
+    assert "warning[status-not-shown]: expected what the evidence shows, got ACTIVE_RU" in said
+    assert f"{warning}not run: there is no evidence" in said
+    assert "0 error(s), 0 warning(s)" in linted(
+        placed(tmp_path, changes=(("status: ACTIVE_RUNTIME", "status: PROPOSED"),))
+    )
+    stale = placed(tmp_path, "passed", "passed", stale=True)
+    assert f"{warning}stale: the code has changed" in linted(stale)
+    assert "0 error(s), 0 warning(s)" in linted(placed(tmp_path, "passed", "passed"))
+
+
 def test_a_denied_status_is_shown_as_denied() -> None:
     contract = opened()
     bad = standing(contract, evidence(contract, "passed", "failing"))

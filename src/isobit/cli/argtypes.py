@@ -30,9 +30,10 @@ def whole_file(path: str) -> str:
     return path
 
 
-def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument's type: a whole number that is not below ``least``, nor above ``most``."""
-    which = f"{least} or more" if most is None else f"{least} to {most}"
+def at_least(least: int, most: int | None = None, which: str | None = None) -> Callable[[str], int]:
+    """An argument's type: a whole number that is not below ``least``, nor above ``most``; ``which``
+    says so in other words."""
+    which = which or (f"{least} or more" if most is None else f"{least} to {most}")
 
     def parse(text: str) -> int:
         with suppress(ValueError):

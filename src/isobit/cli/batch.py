@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         from isobit.server.batch import batch  # noqa: PLC0415  # an extra
         from isobit.server.service import Service  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
+        raise UsageError(f"{error.name}: not installed: pip install '.[serve]'") from None
     if args.audit and args.no_receipts:
         raise UsageError("--audit: expected receipts to compute again, got --no-receipts")
     if args.workers and not args.ray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from isobit import __version__, bench, numerics
 from isobit.cli import argtypes, options, prompt_options, say
-from isobit.cli.output import busy, print_table, progress_bar, size
+from isobit.cli.output import bar, busy, print_table, progress_bar, size
 from isobit.errors import UsageError
 from isobit.inspect import active_bytes
 from isobit.runtime.model import Model
@@ -28,6 +28,9 @@ TEST_DEFAULTS: dict[str, Any] = {
     "repetitions": 5,
 }
 GENERATION_DEFAULTS: dict[str, Any] = {"max_tokens": 128, "warmup": 1, "iterations": 5}
+_ALIKE = {"n_gen": "max_tokens", "repetitions": "iterations"}
+_INSTEAD = _ALIKE | {b: a for a, b in _ALIKE.items()}
+"""What an option is called in the other way of measuring."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +91,8 @@ def main(args: argparse.Namespace) -> None:
     for name in others:
         if getattr(args, name) is not None:
             complaint = "goes with a prompt" if prompt is None else "does not go with a prompt"
-            raise UsageError(f"--{name.replace('_', '-')} {complaint}")
+            instead = f"; use --{_INSTEAD[name].replace('_', '-')}" if name in _INSTEAD else ""
+            raise UsageError(f"--{name.replace('_', '-')} {complaint}{instead}")
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -169,13 +173,17 @@ _DROP = ("size", "params", "threads", "bits", "model", "total ms", "p95 ms", "of
 """Columns that a narrow terminal does without, the first of them first."""
 
 
+_WITH_DIGEST = ("json", "jsonl", "csv")
+"""Formats that show the model's digest, for which its whole file is read once."""
+
+
 def _tests(args: argparse.Namespace, rows: list[Row]) -> None:
     """Append a row for each test; of one that Ctrl-C ends, with the samples it has."""
     tests = bench.make_tests(args.n_prompt, args.n_gen, args.n_depth, args.n_sequences)
     most = max(t.n_sequences for t in tests)
     longest = max(bench.CHECKED + 1, *(t.length for t in tests))
     with options.open_model(args, longest, most) as model:
-        about = _about(model, digest=args.output == "json") | _checked(model, most)
+        about = _about(model, digest=args.output in _WITH_DIGEST) | _checked(model, most)
         with _steps(len(tests) * (args.repetitions + 1)) as step:
             for test in tests:
                 now, samples = datetime.now(UTC).isoformat(timespec="seconds"), list[int]()
@@ -212,7 +220,7 @@ def _generations(args: argparse.Namespace, prompt: str | list[int], rows: list[R
     """Append the row; after Ctrl-C, with the generations that are complete."""
     results: list[bench.Generation] = []
     with options.open_model(args, None, 1) as model:
-        about = _about(model, digest=args.output == "json") | _checked(model, 1)
+        about = _about(model, digest=args.output in _WITH_DIGEST) | _checked(model, 1)
         try:
             with _steps(args.warmup + args.iterations) as step:
                 bench.measure_generations(
@@ -268,7 +276,10 @@ def _checked(model: Model, sequences: int) -> Row:
 
 def _about(model: Model, *, digest: bool) -> Row:
     """What every row says of the model and the machine; ``digest`` reads the whole file."""
-    tensors = model.file.tensors.values()
+    tensors, sha256 = model.file.tensors.values(), None
+    if digest:
+        with bar("sha256", "bytes") as step:
+            sha256 = model.file.sha256(step)
     with busy("measuring the memory's bandwidth"):
         bandwidth = model.backend.read_bandwidth()
     return {
@@ -280,7 +291,7 @@ def _about(model: Model, *, digest: bool) -> Row:
         "n_experts_used": model.config.n_experts_used,
         "model_size": sum(t.nbytes for t in tensors),
         "model_n_params": sum(prod(t.shape) for t in tensors),
-        "model_sha256": model.file.sha256() if digest else None,
+        "model_sha256": sha256,
         "backend": model.backend.name,
         "device": model.backend.device,
         "activation_bits": model.engine.activation_bits,
@@ -308,13 +319,13 @@ def _percent(fraction: float | None) -> str:
 def _steps(total: int) -> Iterator[bench.Progress]:
     """A progress bar of ``total`` runs; on Ctrl-C, says how far it got."""
     done = 0
-    with progress_bar() as bar:
-        task = bar.add_task("warming up", total=total)
+    with progress_bar() as shown:
+        task = shown.add_task("warming up", total=total)
 
         def step(name: str, runs: int) -> None:
             nonlocal done
             done += runs
-            bar.update(task, advance=runs, description=name, refresh=True)
+            shown.update(task, advance=runs, description=name, refresh=True)
 
         try:
             yield step

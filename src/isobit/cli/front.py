@@ -52,7 +52,7 @@ def _run(
         from isobit.server.serving import prepared  # noqa: PLC0415
         from isobit.server.sockets import UNGUARDED, address, bound, listen, unguarded  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
+        raise UsageError(f"{error.name}: not installed: pip install '.[serve]'") from None
     headers = {FRONT: key} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
 
     sockets = bound(args.host, args.port)

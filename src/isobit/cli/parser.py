@@ -58,8 +58,11 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ")
         if "-p/--prompt" in message and message.endswith("is required"):
             message = self._prompt_missing()
-        shown = message if len(message) <= LONGEST else message[:LONGEST] + "…"
-        raise UsageError(f"{shown}; see {self.prog} --help")
+        self.refuse(message if len(message) <= LONGEST else message[:LONGEST] + "…")
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise UsageError with all of a message."""
+        raise UsageError(f"{message}; see {self.prog} --help")
 
     def _prompt_missing(self) -> str:
         """A text given where MODEL belongs is the likely reason."""
@@ -88,7 +91,7 @@ class Parser(argparse.ArgumentParser):
             else:
                 near = did_you_mean(arg, commands)
                 known = "" if near else f"; there are {', '.join(commands)}"
-                parser.error(f"no such command: {_short(arg)!r}{near or known}")
+                parser.refuse(f"no such command: {_short(arg)!r}{near or known}")
         parser.positionals, parser.ordered = positionals, [*commanded, *positionals, *given]
         return parser
 

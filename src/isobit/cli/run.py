@@ -77,7 +77,8 @@ def add_length(parser: argparse.ArgumentParser, default: int) -> None:
 
 
 def _length(text: str) -> int | None:
-    return None if text == "-1" else argtypes.at_least(0)(text)
+    n = argtypes.at_least(-1, which="0 or more, or -1")(text)
+    return None if n == -1 else n
 
 
 def main(args: argparse.Namespace) -> None:

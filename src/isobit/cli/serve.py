@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
         from isobit.server.serving import run  # noqa: PLC0415  # an extra
         from isobit.server.sockets import UNGUARDED, address, bound, listen, unguarded  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError(f"{error.name}: not installed: pip install 'isobit[serve]'") from None
+        raise UsageError(f"{error.name}: not installed: pip install '.[serve]'") from None
     key = options.secret(args.api_key_env) if args.api_key_env else None
     fronted = args.replicas and args.replica is None
     if fronted and args.parts > 1 and args.backend in OWN_GPU:

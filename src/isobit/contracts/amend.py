@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isobit.contracts.document import Document, Key, Span, parse
-from isobit.contracts.lint import numbers
+from isobit.contracts.lint import future, numbers
 from isobit.contracts.schema import VERSION
 from isobit.errors import UsageError
 
@@ -39,7 +39,8 @@ def amended(
 
     ``status`` also replaces the contract's status, ``divergences`` the classes of obligations by
     their place in the list (None takes one away). Raises UsageError where the text is written in
-    a way that this does not edit, and for a version or date that is not after the newest.
+    a way that this does not edit, and for a version or date that is not after the newest,
+    or a day that has not come.
     """
     data = document.data
     _check(document, entry)
@@ -104,6 +105,8 @@ def _check(document: Document, entry: dict[str, str]) -> None:
     last = max((a["date"] for a in history), default="")
     if entry["date"] < last:
         raise UsageError(f"date: expected {last} or later, got {entry['date']}")
+    if message := future(entry["date"]):
+        raise UsageError(f"date: {message}")
 
 
 def _set(data: Any, at: Key, value: str) -> None:

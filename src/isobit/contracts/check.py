@@ -40,12 +40,12 @@ def select(
     tests = [t for t in contract.falsification_tests if t.measure is not None]
     if not tests:
         raise NotRun("tests: expected one with a measure, found none; nothing can be run")
-    unknown = {*only, *without} - {t.id for t in tests}
-    if unknown:
-        raise UsageError(f"tests: expected tests with a measure, got {sorted(unknown)[0]!r}")
+    for name, ids in (("tests", only), ("without", without)):
+        if unknown := {*ids} - {t.id for t in tests}:
+            raise UsageError(f"{name}: expected tests with a measure, got {min(unknown)!r}")
     chosen = [t for t in tests if (not only or t.id in only) and t.id not in without]
     if not chosen:
-        raise UsageError("tests: expected one with a measure, found none")
+        raise UsageError("without: expected a test with a measure to be left, found none")
     return chosen
 
 

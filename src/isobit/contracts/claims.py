@@ -55,18 +55,22 @@ def denied_stages(found: Status) -> list[str]:
 
 
 def check_evidence(document: Document, contract: Contract) -> None:
-    """Add a finding for each row of the evidence beside a contract that denies what it says: a
-    status typed into the file is a claim, too. Raises FileRefused for damaged evidence."""
+    """Add an error for each row of the evidence beside a contract that denies what it says, and a
+    warning where evidence for its status is missing or stale: a status typed into the file is a
+    claim, too. Raises FileRefused for damaged evidence."""
     path = Path(document.path)
-    there = load_all(default_folder(path))
-    if not there:
-        return
-    found = measured(contract, path.stem, there)
+    found = measured(contract, path.stem, load_all(default_folder(path)))
     at: Key = ("status",) if contract.status is not None else ("metadata", "status")
     denied = denials(found, contract.declared)
     for line in [f"{contract.declared}: {d}" for d in denied] + denied_stages(found):
         message = f"expected what the evidence allows, which denies {line}; use contract amend"
         document.find("status-contradicted", message, at)
+    if not denied and (unseen := missing(found, contract.declared)):
+        message = (
+            f"expected what the evidence shows, got {contract.declared}, which the evidence does "
+            f"not show: {listed(unseen)}; use contract check"
+        )
+        document.find("status-not-shown", message, at, "warning")
 
 
 def missing(found: Status, claimed: str | None, classes: Classes | None = None) -> list[str]:

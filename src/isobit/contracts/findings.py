@@ -38,6 +38,7 @@ RULES: dict[str, str] = {
     "evidence-of-itself": "A contract is no evidence for what it promises.",
     "stage-without-evidence": "What is shipped says where that can be seen.",
     "status-contradicted": "A status agrees with the stages and divergences below it.",
+    "status-not-shown": "A status claims no more than the evidence shows.",
     "prediction-contradicted": "No prediction says that what is shipped does not exist.",
     "cited-file": "Cited files exist.",
     "cited-test": "Cited tests exist.",

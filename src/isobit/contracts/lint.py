@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -80,8 +81,16 @@ def _history(document: Document, contract: Contract) -> None:
         document.find("amendment-newest", message, at)
 
 
-def _dates(document: Document, contract: Contract) -> None:
+def future(day: str) -> str | None:
+    """The complaint about a day that has come nowhere yet; None if it has, or is no day."""
     latest = datetime.now(UTC).date() + timedelta(days=1)  # somewhere it is tomorrow
+    with suppress(ValueError):  # what is no day is the schema's to refuse
+        if date.fromisoformat(day) > latest:
+            return f"expected a day that has come, got {day}"
+    return None
+
+
+def _dates(document: Document, contract: Contract) -> None:
     metadata = contract.metadata
     places: list[tuple[Key, str | None]] = [
         (("metadata", "created"), metadata.created),
@@ -90,8 +99,8 @@ def _dates(document: Document, contract: Contract) -> None:
     for i, amendment in enumerate(metadata.amendment_history):
         places.append((("metadata", "amendment_history", i, "date"), amendment.date))
     for at, day in places:
-        if day is not None and date.fromisoformat(day) > latest:
-            document.find("future-date", f"expected a day that has come, got {day}", at)
+        if day is not None and (message := future(day)):
+            document.find("future-date", message, at)
 
 
 def _stages(document: Document, contract: Contract) -> None:

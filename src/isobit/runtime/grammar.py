@@ -105,7 +105,7 @@ class Grammars:
             from llguidance import LLTokenizer, TokenizerWrapper  # noqa: PLC0415 - an extra
         except ImportError:
             raise BackendUnavailable(
-                "grammar: llguidance is not installed: pip install 'isobit[serve]'"
+                "grammar: llguidance is not installed: pip install '.[serve]'"
             ) from None
         with self._lock:
             if self._library is None:

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 from isobit.arguments import instance, whole, wrong
 from isobit.config import MOST_PAGES, MOST_POSITIONS, EngineConfig, bits_of
+from isobit.errors import did_you_mean
 from isobit.numerics import KV_PAGE
 from isobit.runtime.engine import Engine
 from isobit.runtime.generation import (
@@ -34,6 +35,15 @@ class ChatVariables(TypedDict, total=False):
     documents: Sequence[Mapping[str, object]] | None
     chat_template_kwargs: Mapping[str, object] | None
     most: int | None
+
+
+def _known(method: str, given: Mapping[str, object], known: type) -> None:
+    """Raises TypeError as Python does, in the name of the method that was called and not of the
+    one that it hands its keywords to."""
+    for name in given:
+        if name not in known.__annotations__:
+            near = did_you_mean(name, known.__annotations__)
+            raise TypeError(f"Model.{method}() got an unexpected keyword argument {name!r}{near}")
 
 
 class Model(ScoringModel):
@@ -152,6 +162,7 @@ class Model(ScoringModel):
         prompt alone would give. All prompts are checked before the first is run. Waits while
         generations of other threads hold the KV cache. Raises what :meth:`stream` does.
         """
+        _known("generate", settings, Settings)
         if not is_batch(prompt):
             return self.stream(prompt, **settings).complete()  # type: ignore[arg-type]
         streams = [self.stream(p, **settings) for p in prompt]
@@ -171,6 +182,7 @@ class Model(ScoringModel):
 
         Arguments and errors are those of :meth:`chat`.
         """
+        _known("chat_ids", variables, ChatVariables)
         variables.setdefault("most", self.context)
         return self.chat_prompt(messages, **variables).ids
 
@@ -227,6 +239,7 @@ class Model(ScoringModel):
                 what :meth:`stream` raises.
             ModelRefused: the template is damaged or hostile.
         """
+        _known("chat", settings, Settings)
         ids = self.chat_ids(
             messages, tools=tools, documents=documents, chat_template_kwargs=chat_template_kwargs
         )

@@ -6,6 +6,7 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
@@ -85,8 +86,10 @@ def answer(request: Request, error: Exception) -> Response:
     message = client_message(error)
     if isinstance(error, HTTPException):
         status, kind, headers = error.status_code, "invalid_request_error", error.headers
-        asked = f"{request.method} {request.scope['path']}"
-        message = f"path: expected a route of /openapi.json, got {asked!r:.90}"
+        message = error.detail
+        if message == HTTPStatus(status).phrase:  # no words of ours
+            asked = f"{request.method} {request.scope['path']}"
+            message = f"path: expected a route of /openapi.json, got {asked!r:.90}"
     elif isinstance(error, QueueFull):
         status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
         headers = {"retry-after": "1"}

@@ -39,10 +39,10 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(role, str):
         raise UsageError(f"{where}.role: expected a text, got {role!r:.60}")
     found = {key: value for key, value in message.items() if value is not None}
-    found |= {
-        "role": _ROLES.get(role, role),
-        "content": _text(message.get("content"), f"{where}.content"),
-    }
+    role = _ROLES.get(role, role)
+    if role in ("system", "user") and "content" not in found:  # others may have calls alone
+        raise UsageError(f"{where}.content: expected a text or its parts, found none")
+    found |= {"role": role, "content": _text(message.get("content"), f"{where}.content")}
     if (old := found.pop("function_call", None)) is not None:
         found.setdefault("tool_calls", [{"function": old}])
     calls = found.pop("tool_calls", None)

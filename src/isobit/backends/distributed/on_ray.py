@@ -32,7 +32,7 @@ try:
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 except ImportError as error:
-    raise UsageError(f"{error.name}: not installed: pip install 'isobit[ray]'") from None
+    raise UsageError(f"{error.name}: not installed: pip install '.[ray]'") from None
 
 _PATIENCE = 300.0  # seconds until a stage that has died is there again
 _ROOM = 30.0  # seconds until there is room for all stages

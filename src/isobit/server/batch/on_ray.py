@@ -28,7 +28,7 @@ try:
     import ray
     from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 except ImportError as error:
-    raise UsageError(f"{error.name}: not installed: pip install 'isobit[ray]'") from None
+    raise UsageError(f"{error.name}: not installed: pip install '.[ray]'") from None
 
 _TRIES = 5  # workers that a row may lose
 _COMING = 60.0  # seconds that are given to workers that were not there yet

@@ -39,7 +39,7 @@ try:
     from ray.serve.exceptions import RayServeException
     from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 except ImportError as error:
-    raise UsageError(f"{error.name}: not installed: pip install 'isobit[ray]'") from None
+    raise UsageError(f"{error.name}: not installed: pip install '.[ray]'") from None
 
 _KEY = "ray"  # what comes through a handle is the front's: clients' headers of the name are dropped
 _FRONT_SECONDS = 600  # that streams have when a front is replaced

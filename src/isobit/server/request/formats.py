@@ -136,6 +136,6 @@ def _library() -> Any:
         import llguidance  # noqa: PLC0415 - an extra
     except ImportError:
         raise BackendUnavailable(
-            "grammar: llguidance is not installed: pip install 'isobit[serve]'"
+            "grammar: llguidance is not installed: pip install '.[serve]'"
         ) from None
     return llguidance
