@@ -1,6 +1,7 @@
 """Checkpoints of transformers: the graph that is read of one is the model that wrote it."""
 
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -240,6 +241,17 @@ def test_a_cut_shard_is_one_line(tmp_path: Path, end: int) -> None:
     shard.write_bytes(shard.read_bytes()[:end])
     with pytest.raises(ModelRefused, match=shard.name):
         open_model(tmp_path)
+
+
+def test_a_shard_that_changes_while_it_is_open_is_refused(tmp_path: Path) -> None:
+    written("qwen3", tmp_path)
+    file = open_model(tmp_path)
+    file.check_unchanged()
+    shard = sorted(tmp_path.glob("*.safetensors"))[-1]
+    os.truncate(shard, 8)
+    for use in (file.check_unchanged, file.sha256):
+        with pytest.raises(ModelRefused, match=f"{shard.name}: file: expected"):
+            use()
 
 
 def test_an_index_names_files_beside_it(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
-"""A model file that becomes shorter while it is in use: said where it can be said."""
+"""A model file that changes while it is in use: said where it can be said."""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import isobit
+from isobit.backends import open_backend
+from isobit.backends.base import Backend
 from isobit.errors import BackendUnavailable, ModelRefused
-from isobit.runtime.loaded import LoadedModel
 from isobit.runtime.model import Model, sample_path
 from tests.helpers.expected import not_run
 
@@ -18,11 +20,11 @@ SCRIPT = """
 import os, sys
 import isobit
 from isobit.backends.cpu._cpu import exit_on_bus_error
-from isobit.runtime import loaded
-loaded._LOOK = 1e9  # so that it is not seen in time
+from isobit.gguf.reader import GGUFFile
 exit_on_bus_error()  # as every command does
 with isobit.load(sys.argv[1], "cpu", context=64) as model:
     os.truncate(sys.argv[1], 1 << 20)
+    GGUFFile.check_unchanged = lambda _: None  # as if it came in the midst of a pass
     model.logits([1, 2, 3])
 """
 
@@ -34,19 +36,62 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["reference", "cpu", "wgpu"])
 def test_it_is_refused_before_a_pass(
-    name: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isobit.runtime.loaded._LOOK", 0.0)
-    with loaded(name, copy) as model:
+    monkeypatch.chdir(copy.parent)
+    with loaded(name, Path(copy.name)) as model:
+        monkeypatch.chdir(tmp_path.parent)  # it is the same file from everywhere
         before = model.logits([1, 2])
         size = copy.stat().st_size
         os.truncate(copy, size - 4096)
         with pytest.raises(ModelRefused, match=f"expected {size} bytes, as when it was opened"):
             model.logits([1, 2])
+        with pytest.raises(ModelRefused, match="as when it was opened"):
+            model.generate([1, 2], max_tokens=2)
         copy.unlink()  # another file in its place is no harm: the map is of the first
         copy.write_bytes(b"")
         assert before.shape == (2, 8192)
-        LoadedModel._check_file(model)
+        model.check_file()
+
+
+def overwrite(path: Path) -> None:
+    """The same size, another time of change, another inode never."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # whatever the clock of the system
+
+
+def test_other_bytes_in_its_place_are_refused(copy: Path) -> None:
+    recorder, changed = isobit.Recorder(), "the time of change that it had when it was opened"
+    with loaded("cpu", copy) as model:
+        model.generate([1, 2], max_tokens=2, watch=recorder)
+        overwrite(copy)
+        for use in (lambda: model.logits([1]), recorder.receipt, model.file.sha256):
+            with pytest.raises(ModelRefused, match=changed):
+                use()
+
+
+def test_other_bytes_while_it_is_loaded_are_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*args: Any) -> Backend:
+        overwrite(copy)
+        return open_backend(*args)
+
+    monkeypatch.setattr("isobit.runtime.loaded.open_backend", slow)
+    with pytest.raises(ModelRefused, match="load it again"):
+        isobit.load(copy, "cpu", context=64)
+
+
+def test_a_file_that_is_replaced_or_linked_stays_what_it_was(copy: Path) -> None:
+    with loaded("cpu", copy) as model:
+        before = model.logits([1, 2])
+        copy.with_name("link").hardlink_to(copy)
+        (other := copy.with_name("other")).write_bytes(b"GGUF")
+        other.replace(copy)
+        assert (model.logits([1, 2]) == before).all()
 
 
 def loaded(name: str, path: Path) -> Model:

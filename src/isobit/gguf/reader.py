@@ -48,7 +48,7 @@ class GGUFFile:
         contents = tuple(np.frombuffer(m, np.uint8) for m in maps)
         self._contents: tuple[NDArray[np.uint8], ...] | None = contents
         self._sha256: str | None = None
-        self._files: tuple[os.stat_result, ...] = ()  # as they were when they were mapped
+        self._files: dict[Path, os.stat_result] = {}  # as they were when they were mapped
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Self:
@@ -78,7 +78,8 @@ class GGUFFile:
             known = "one of " + ", ".join(f.name for f in FORMATS.values())
             raise refusal(paths[0], f"type of tensor {show(first.name)}", known, found)
         opened_file = cls(paths, header, maps)
-        opened_file._files = tuple(found for _, _, found in parts)
+        for p, (_, _, state) in zip(paths, parts, strict=True):
+            opened_file._files[p.absolute()] = state
         return opened_file
 
     def close(self) -> None:
@@ -112,12 +113,14 @@ class GGUFFile:
         (:mod:`isobit.gguf.digests`).
 
         Of a split model, that of its parts one after the other: ``cat NAME-*.gguf | sha256sum``.
-        ``progress(done, total)`` is called in bytes, every 16 MiB.
+        ``progress(done, total)`` is called in bytes, every 16 MiB. Raises what
+        `check_unchanged` does.
         """
         if self._sha256 is None:
-            self._sha256 = digests.known(self._files)
+            self._sha256 = digests.known(tuple(self._files.values()))
         if self._sha256 is None:
             digest, step, done = hashlib.sha256(), 16 << 20, 0
+            self.check_unchanged()
             for contents in self._mapped():
                 for start in range(0, contents.size, step):
                     piece = contents[start : start + step]
@@ -125,23 +128,28 @@ class GGUFFile:
                     done += piece.size
                     if progress is not None:
                         progress(done, self.file_size)
+            self.check_unchanged()
             self._sha256 = digest.hexdigest()
-            digests.keep(self._files, self._sha256)
+            digests.keep(tuple(self._files.values()), self._sha256)
         return self._sha256
 
-    def check_whole(self) -> None:
-        """Raise ModelRefused if a file has become shorter since it was mapped.
+    def check_unchanged(self) -> None:
+        """Raise ModelRefused if a file has another size or time of change than when it was mapped.
 
-        Reading what is gone would end the process (SIGBUS).
+        Reading what is gone would end the process (SIGBUS), and other bytes are another model.
         """
-        for path, was in zip(self.paths, self._files, strict=False):
+        for path, was in self._files.items():
             with contextlib.suppress(OSError):  # removed: the map keeps what it was
                 now = path.stat()
-                same = (now.st_dev, now.st_ino) == (was.st_dev, was.st_ino)
-                if same and now.st_size < was.st_size:
-                    raise refusal(
-                        path, "file", f"{was.st_size} bytes, as when it was opened", now.st_size
-                    )
+                if (now.st_dev, now.st_ino) != (was.st_dev, was.st_ino):
+                    continue
+                if now.st_size != was.st_size:
+                    expected = f"{was.st_size} bytes, as when it was opened"
+                    raise refusal(path, "file", expected, f"{now.st_size}; load it again")
+                if now.st_mtime_ns != was.st_mtime_ns:
+                    expected = "the time of change that it had when it was opened"
+                    got = "another, so its bytes may be others too; load it again"
+                    raise refusal(path, "file", expected, got)
 
     @property
     def mapped(self) -> list[tuple[Path, NDArray[np.uint8]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,6 @@ from isobit.runtime.grammar import Grammars
 from isobit.text.tokenizer import Tokenizer
 from isobit.text.vocabulary import stop_ids
 
-_LOOK = 0.1
-"""Seconds between two looks at the model's file."""
 _GONE = "expected the file to stay as it was opened, got a part that cannot be read; load it again"
 SAMPLE = "pycoder-moe-33m-Q4_K_M.gguf"
 
@@ -103,7 +100,6 @@ class LoadedModel:
             self.engine = engine
             for file, data in self.file.mapped:
                 name_mapping(data, f"isobit: error: {str(file)!r}: {_GONE}")
-            self._whole_at = time.monotonic()
             self._tokenizer = _Beside(
                 lambda: Tokenizer.from_metadata(self.file.metadata, str(self.path))
             )
@@ -111,6 +107,7 @@ class LoadedModel:
             self._closed = False
             beside = self._tokenizer.begin
             self.backend: Backend = open_backend(backend, weights, engine, note or warn, beside)
+            self.file.check_unchanged()  # what was read of it is what was opened
             self.context = self.backend.limits.positions
             memory = total_memory()
             if self.backend.on_host and self.file.file_size > memory:
@@ -184,7 +181,7 @@ class LoadedModel:
         with self._lock:
             if self._closed:
                 raise self.closed_error()
-            self._check_file()
+            self.check_file()
             greedy = GREEDY in self.backend.on_device and not self.backend.goes_ahead
             if wanted is ARGMAX and not stages and greedy:
                 n = len(batch.pages)
@@ -208,12 +205,10 @@ class LoadedModel:
             self.backend.close()
             self.file.close()
 
-    def _check_file(self) -> None:
-        """Refuse a file that has become shorter; looks now and then."""
-        now = time.monotonic()
-        if self.backend.reads_file and now > self._whole_at + _LOOK:
-            self.file.check_whole()
-            self._whole_at = now
+    def check_file(self) -> None:
+        """Refuse a file that has changed since it was opened, if passes read it."""
+        if self.backend.reads_file:
+            self.file.check_unchanged()
 
     def __enter__(self) -> Self:
         return self

@@ -66,6 +66,7 @@ class Recorder:
         if self._model is None:
             raise UsageError("nothing was generated: no receipt")
         m = self._model
+        m.check_file()  # the last pass was of the model that is named here
         sealed = self._tokens[:n]
         experts = self._experts(m, [routes for *_, routes in sealed])
         return Receipt(

@@ -68,8 +68,9 @@ class Checkpoint(GGUFFile):
         """fmt: what matrices become; None leaves them as they are. Raises ModelRefused."""
         config = _config(folder)
         kind = _kind(config)
-        shards = [map_shard(p) for p in shard_paths(folder)]
-        self._stored = {_text_name(n): s for _, found in shards for n, s in found.items()}
+        paths = shard_paths(folder)
+        shards = [map_shard(p) for p in paths]
+        self._stored = {_text_name(n): s for _, found, _ in shards for n, s in found.items()}
         self._sources: dict[str, tuple[list[Stored], Source]] = {}
         self._virtual = not strict
         self._wanted = fmt
@@ -85,7 +86,9 @@ class Checkpoint(GGUFFile):
         self.called = {f"{arch}.{key}": name for key, name in kind.keys.items()} | {
             name: sources[0].name for name, sources in kind.sources(config).items()
         }
-        self._contents = tuple(contents for contents, _ in shards)
+        self._contents = tuple(contents for contents, *_ in shards)
+        for path, (_, _, state) in zip(paths, shards, strict=True):
+            self._files[path.absolute()] = state
         self.file_size = sum(c.size for c in self._contents)
 
     def _directory(

@@ -6,6 +6,7 @@ Owns the maps. Layout: https://github.com/huggingface/safetensors#format
 import json
 import math
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,11 @@ def shard_paths(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def map_shard(path: Path) -> tuple[NDArray[np.uint8], dict[str, Stored]]:
-    """A file's bytes and the tensors in them. Raises ModelRefused."""
+def map_shard(path: Path) -> tuple[NDArray[np.uint8], dict[str, Stored], os.stat_result]:
+    """A file's bytes, the tensors in them, and its state. Raises ModelRefused."""
     try:
         with path.open("rb") as file:
+            state = os.fstat(file.fileno())
             contents = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -80,11 +82,12 @@ def map_shard(path: Path) -> tuple[NDArray[np.uint8], dict[str, Stored]]:
     if not isinstance(header, dict):
         raise refusal(path, "header", "a JSON object", type(header).__name__)
     data = contents[8 + size :]
-    return contents, {
+    found = {
         name: _stored(path, name, entry, data)
         for name, entry in header.items()
         if name != "__metadata__"
     }
+    return contents, found, state
 
 
 def _stored(path: Path, name: str, entry: object, data: NDArray[np.uint8]) -> Stored:
