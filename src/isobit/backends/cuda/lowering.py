@@ -60,10 +60,12 @@ class Parts:
     parts: int
     tokens: int
     """Of a pass at most."""
+    whole: range
+    """Tokens of smaller passes that do not leave it so."""
 
     def count(self, p: Pass) -> int:
         """How many; 1 where it lies as a whole, in its own place."""
-        return self.parts if p.tokens <= self.tokens else 1
+        return 1 if p.tokens > self.tokens or p.tokens in self.whole else self.parts
 
 
 class Lowering(SplitValues):

@@ -24,10 +24,10 @@ _CHUNK = 4
 """Superblocks of activations of a prompt's product that are held, where not all fit."""
 BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
-AHEAD = {16: (9, 36), 64: (18, 9)}
-"""By tokens, of which there are more than the smallest group: of a layer's experts each so many row
-blocks are fetched ahead by the dense product before, and each so many others by gate and up while
-experts are chosen, beginning with the fifth, so that none of multiples of these is both."""
+AHEAD = 18, 9
+"""Of up to FEW tokens, but for the smallest group: of a layer's experts each so many row blocks are
+fetched ahead by the dense product before, and each so many others by gate and up while experts are
+chosen, beginning with the fifth, so that none of multiples of these is both."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def fits_all(
 
 
 def _each(tokens: int) -> tuple[int, int]:
-    few = (n for most, n in AHEAD.items() if tokens <= most)
-    return next(few, (0, 0)) if tokens > GROUPS[0] else (0, 0)
+    return AHEAD if GROUPS[0] < tokens <= FEW else (0, 0)
 
 
 def bring(ahead: Ahead, tokens: int) -> tuple[tuple[int, int, int, int], dict[str, int]]:

@@ -10,12 +10,15 @@ from isobit.backends.cuda.device.layout import COLUMN_ACT_BYTES, TILE_ROWS
 from isobit.backends.cuda.device.load import DeviceWeight, fuse_adjacent
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Launch, Lowering, Parts
-from isobit.backends.cuda.ops.launch_shapes import BESIDE, SPARE, bring
+from isobit.backends.cuda.ops.groups import GROUPS
+from isobit.backends.cuda.ops.launch_shapes import BESIDE, FEWEST, SPARE, bring
 from isobit.backends.cuda.workspace import MIXED, STEPS, BufferView, Pass, Source, TracePoint
 from isobit.model.graph import Value
 
 _PART_TOKENS = 128
 """Up to which steps leave products in parts."""
+_WHOLE = range(GROUPS[0] + 1, FEWEST + 1)
+"""But for these, whose whole products by blocks that share activations are as fast."""
 _PART_SHAPES = (2, 10), (1, 20)
 """Blocks of a multiprocessor, and their warps at most: the first that fits."""
 
@@ -36,7 +39,7 @@ def parts_of(g: Lowering, weights: Sequence[DeviceWeight], y: Value) -> Parts | 
     if count > g.gpu.multiprocessors or part_shape(g, fused, _PART_TOKENS) is None:
         return None
     slot = g.form(y, "parts", more=count * y.shape.width * _PART_TOKENS)
-    return Parts(slot, count, _PART_TOKENS)
+    return Parts(slot, count, _PART_TOKENS, _WHOLE)
 
 
 def part_shape(

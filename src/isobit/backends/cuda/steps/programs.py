@@ -75,7 +75,7 @@ class Programs:
         # A repeated token would move its sequence's state on once more.
         padded_to = () if self._states else sizes.up_to(_most_rows(gpu, graph, made.g.tiles))
         together = min(engine.max_sequences, _MOST_WITH_STATES)
-        if padded_to:
+        if padded_to and together > 1:
             together = padded(min(engine.max_sequences, padded_to[-1]), padded_to)
         tokens = max(engine.chunk, together)
         self.passes = Passes(made, tokens)
@@ -89,7 +89,8 @@ class Programs:
             made = program(STEP)
             self.one = OneSequence(made)
             self._programs.append((made, 1))
-        for rows in sizes.few if steps and made.g.whole_layers else ():
+        few = [rows for rows in sizes.few if rows <= engine.max_sequences]
+        for rows in few if steps and made.g.whole_layers else ():
             made = program(ROWS, rows)
             if not made.g.whole_layers:  # too little shared memory; more rows need more
                 break
