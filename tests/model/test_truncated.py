@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import isobit
 from isobit.backends import open_backend
-from isobit.backends.base import Backend
+from isobit.backends.base import LOGITS, Backend, Batch
+from isobit.backends.cpu import CpuBackend
+from isobit.backends.distributed.parts import PartsBackend
+from isobit.backends.distributed.pipeline import LocalStage
+from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, ModelRefused
+from isobit.gguf.reader import GGUFFile
+from isobit.model.weights import Weights
 from isobit.runtime.model import Model, sample_path
 from tests.helpers.expected import not_run
 
@@ -55,7 +62,7 @@ def test_it_is_refused_before_a_pass(
 
 
 def overwrite(path: Path) -> None:
-    """The same size, another time of change, another inode never."""
+    """The same size, another modification time, another inode never."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     with path.open("r+b") as file:
@@ -64,7 +71,7 @@ def overwrite(path: Path) -> None:
 
 
 def test_other_bytes_in_its_place_are_refused(copy: Path) -> None:
-    recorder, changed = isobit.Recorder(), "the time of change that it had when it was opened"
+    recorder, changed = isobit.Recorder(), "the modification time that it had when it was opened"
     with loaded("cpu", copy) as model:
         model.generate([1, 2], max_tokens=2, watch=recorder)
         overwrite(copy)
@@ -76,13 +83,44 @@ def test_other_bytes_in_its_place_are_refused(copy: Path) -> None:
 def test_other_bytes_while_it_is_loaded_are_refused(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made, closed = [], []
+
     def slow(*args: Any) -> Backend:
         overwrite(copy)
-        return open_backend(*args)
+        made.append(open_backend(*args))
+        monkeypatch.setattr(made[0], "close", lambda: closed.append(True))
+        return made[0]
 
     monkeypatch.setattr("isobit.runtime.loaded.open_backend", slow)
     with pytest.raises(ModelRefused, match="load it again"):
         isobit.load(copy, "cpu", context=64)
+    assert closed == [True]
+
+
+def test_a_stage_of_a_pipeline_refuses_them_too(copy: Path) -> None:
+    engine, one = EngineConfig(context=64), np.zeros(1, np.int32)
+    with GGUFFile.open(copy) as file:
+        weights = Weights.from_file(file)
+        stage = LocalStage(CpuBackend, weights, engine, (0, weights.graph.n_layers))
+        asked = Batch(one + 5, one, one, one[None], one), LOGITS, None
+        assert stage.run(*asked)[0].logits is not None
+        overwrite(copy)
+        with pytest.raises(ModelRefused, match="load it again"):
+            stage.run(*asked)
+        stage.close()
+
+
+def test_parts_open_the_same_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = PartsBackend._start
+
+    def late(self: PartsBackend, *args: Any) -> None:
+        (new := copy.with_name("new")).write_bytes(copy.read_bytes())
+        new.replace(copy)
+        start(self, *args)
+
+    monkeypatch.setattr(PartsBackend, "_start", late)
+    with pytest.raises(BackendUnavailable, match="another file than the first part has opened"):
+        isobit.load(copy, "cpu", context=64, parts=2)
 
 
 def test_a_file_that_is_replaced_or_linked_stays_what_it_was(copy: Path) -> None:

@@ -82,15 +82,15 @@ def test_nothing_is_left_to_do(path, rng):
         backend.close()
 
 
-def test_one_sequence_has_no_programs_for_more():
+def test_there_are_programs_for_as_many_as_run():
     made = []
     with GGUFFile.open(sample_path()) as file:
         weights = Weights.from_file(file)
-        for sequences in (1, 3):
+        for sequences in (1, 3, 4, 5):
             engine = EngineConfig(context=256, max_sequences=sequences, chunk=64)
             programs = sized((2, 3, 4), (4, 8))(weights, engine, Listener())._programs
             made.append((list(programs.rows), programs.many is not None))
-    assert made == [([], False), ([2, 3], True)]
+    assert made == [([], False), ([2, 3], True), ([2, 3, 4], False), ([2, 3, 4], True)]
 
 
 def test_kernels_are_compiled_by_processes(tmp_path, monkeypatch):

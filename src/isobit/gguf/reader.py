@@ -117,24 +117,35 @@ class GGUFFile:
         `check_unchanged` does.
         """
         if self._sha256 is None:
-            self._sha256 = digests.known(tuple(self._files.values()))
-        if self._sha256 is None:
-            digest, step, done = hashlib.sha256(), 16 << 20, 0
-            self.check_unchanged()
-            for contents in self._mapped():
-                for start in range(0, contents.size, step):
-                    piece = contents[start : start + step]
-                    digest.update(piece.data)
-                    done += piece.size
-                    if progress is not None:
-                        progress(done, self.file_size)
-            self.check_unchanged()
-            self._sha256 = digest.hexdigest()
-            digests.keep(tuple(self._files.values()), self._sha256)
+            self._sha256 = self._digest(progress)
         return self._sha256
 
+    def _digest(self, progress: Callable[[int, int], None] | None) -> str:
+        """Of the files, one after the other."""
+        states = tuple(self._files.values())
+        if (known := digests.known(states)) is not None:
+            return known
+        digest, step, done = hashlib.sha256(), 16 << 20, 0
+        self.check_unchanged()
+        for contents in self._mapped():
+            for start in range(0, contents.size, step):
+                piece = contents[start : start + step]
+                digest.update(piece.data)
+                done += piece.size
+                if progress is not None:
+                    progress(done, self.file_size)
+        self.check_unchanged()
+        digests.keep(states, digest.hexdigest())
+        return digest.hexdigest()
+
+    @property
+    def states(self) -> list[tuple[int, int, int, int]]:
+        """Of each file: device, inode, bytes and time of modification when it was mapped."""
+        every = self._files.values()
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in every]
+
     def check_unchanged(self) -> None:
-        """Raise ModelRefused if a file has another size or time of change than when it was mapped.
+        """Raise ModelRefused if a file has another size or modification time than as it was mapped.
 
         Reading what is gone would end the process (SIGBUS), and other bytes are another model.
         """
@@ -147,7 +158,7 @@ class GGUFFile:
                     expected = f"{was.st_size} bytes, as when it was opened"
                     raise refusal(path, "file", expected, f"{now.st_size}; load it again")
                 if now.st_mtime_ns != was.st_mtime_ns:
-                    expected = "the time of change that it had when it was opened"
+                    expected = "the modification time that it had when it was opened"
                     got = "another, so its bytes may be others too; load it again"
                     raise refusal(path, "file", expected, got)
 

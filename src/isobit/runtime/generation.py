@@ -119,7 +119,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
     Read it with ``for``, or in an event loop with ``async for``. Closing it early (``close()`` or
     leaving a ``with`` or ``async with`` block) frees its KV cache; one that is left open and not
     read stands, unless somebody waits for another. Another thread may close it: the one that reads
-    then comes to its end. After that, as after an exception, ``completion`` holds what there was.
+    then comes to its end. After that, as after an exception, ``completion`` holds what there was;
+    it stays None where the first piece was never asked for.
     """
 
     def __init__(

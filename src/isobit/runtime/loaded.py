@@ -117,7 +117,7 @@ class LoadedModel:
                     "disk again and again"
                 )
         except BaseException:
-            self.file.close()
+            self._free()
             raise
 
     @property
@@ -199,11 +199,16 @@ class LoadedModel:
         """Free the backend and unmap the file, after the pass that another thread may be in."""
         with self._lock:
             if not self._closed:
-                for _, data in self.file.mapped:
-                    forget_mapping(data)
-            self._closed = True
+                self._closed = True
+                self._free()
+
+    def _free(self) -> None:
+        """What there is of it by now."""
+        for _, data in self.file.mapped:
+            forget_mapping(data)
+        if hasattr(self, "backend"):
             self.backend.close()
-            self.file.close()
+        self.file.close()
 
     def check_file(self) -> None:
         """Refuse a file that has changed since it was opened, if passes read it."""

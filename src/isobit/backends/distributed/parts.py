@@ -35,6 +35,7 @@ from isobit.backends.base import (
 from isobit.backends.cpu import CpuBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable, IsobitError, UsageError
+from isobit.gguf.reader import GGUFFile
 from isobit.model.checkpoint import open_model
 from isobit.model.parallel.cuts import Part
 from isobit.model.parallel.split import check, split
@@ -56,7 +57,6 @@ class PartsBackend(Backend):
         engine = self.engine  # all parts settle for the same
         if weights.file is None:
             raise UsageError("parts: expected a model from a file, got one made in memory")
-        path = weights.file.path
         check(weights.graph, engine.parts, engine.expert_shares)  # before processes start
         self._parts = engine.parts
         memory = tempfile.TemporaryFile(dir=_shared_folder())  # noqa: SIM115 (held while it runs)
@@ -68,7 +68,7 @@ class PartsBackend(Backend):
         self._started: list[CpuBackend] = []
         try:
             for rank in range(1, self._parts):
-                self._start(rank, path, engine)
+                self._start(rank, weights.file, engine)
             self._part = _part(weights, 0, engine)
             self._names = frozenset(weights.graph.names) - weights.graph.on_request
             self._here = _backend(self._part, weights, engine, (self._shared, 0))
@@ -132,7 +132,7 @@ class PartsBackend(Backend):
             backend.close()
         self._memory.close()
 
-    def _start(self, rank: int, path: Path, engine: EngineConfig) -> None:
+    def _start(self, rank: int, file: GGUFFile, engine: EngineConfig) -> None:
         ours, theirs = socket.socketpair()
         files = theirs.fileno(), self._memory.fileno()
         process = subprocess.Popen(
@@ -142,7 +142,7 @@ class PartsBackend(Backend):
         theirs.close()
         connection = Connection(ours.detach())
         self._others.append((process, connection))
-        connection.send((str(path), engine, rank))
+        connection.send((str(file.path), file.states, engine, rank))
         threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> None:
@@ -179,10 +179,13 @@ def main() -> None:
 
 
 def _answer(connection: Connection) -> None:
-    path, engine, rank = connection.recv()
+    path, states, engine, rank = connection.recv()
     memory = mmap.mmap(int(sys.argv[2]), os.fstat(int(sys.argv[2])).st_size)
     try:
         file = open_model(Path(path))
+        if file.states != states:
+            connection.send(f"{path}: another file than the first part has opened; load it again")
+            return
         weights = Weights.from_file(file)
         part = _part(weights, rank, engine)
         backend = _backend(part, weights, engine, (np.frombuffer(memory, np.uint8), rank))

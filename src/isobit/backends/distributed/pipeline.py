@@ -88,6 +88,7 @@ class LocalStage:
         if weights.file is None:
             raise UsageError("stage: expected a model from a file, got one made in memory")
         part = Weights(weights.config, layers(weights.graph, *cut), weights.file)
+        self._file = weights.file
         self._backend = make(part, engine)
         limits = self._backend.limits
         self.about = StageInfo(
@@ -107,6 +108,8 @@ class LocalStage:
         self, batch: Batch, wanted: Wanted, stages: frozenset[str] | None
     ) -> tuple[Results, TracedStages]:
         """See :class:`Stage`."""
+        if self._backend.reads_file:
+            self._file.check_unchanged()
         if not stages:
             return self._backend.run(batch, wanted), {}
         return traced(self._backend, batch, wanted, stages)
@@ -123,6 +126,7 @@ class PipelineBackend(Backend):
     """
 
     name = "pipeline"
+    reads_file = True  # a stage may, and what is computed is told to be of this file
 
     def __init__(self, weights: Weights, engine: EngineConfig, stages: Sequence[Stage]) -> None:
         _agree([s.about for s in stages], weights, engine)

@@ -155,14 +155,12 @@ class Checkpoint(GGUFFile):
         made = [_encoded(info.format, part, source) for part in parts]
         return made[0] if len(made) == 1 else np.concatenate(made)
 
-    def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
-        """Hex digest of the shards one after the other, then what else the weights depend on."""
-        if self._sha256 is None:
-            shards = super().sha256(progress)
-            wanted = self._wanted.name if self._wanted else "as they are"
-            rest = repr((shards, wanted, sorted(self.metadata.items())))
-            self._sha256 = hashlib.sha256(rest.encode()).hexdigest()
-        return self._sha256
+    def _digest(self, progress: Callable[[int, int], None] | None) -> str:
+        """Of the shards one after the other, then what else the weights depend on."""
+        shards = super()._digest(progress)
+        wanted = self._wanted.name if self._wanted else "as they are"
+        rest = repr((shards, wanted, sorted(self.metadata.items())))
+        return hashlib.sha256(rest.encode()).hexdigest()
 
 
 def _encoded(fmt: Format, part: Stored, source: Source) -> Bytes:

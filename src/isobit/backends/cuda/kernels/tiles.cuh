@@ -40,7 +40,8 @@ struct TiledQ4_K {
     }
 
    private:
-    // The codes of an odd group are taken where they lie, as 16 times what they are, so that all sums are.
+    // The codes of an odd group are taken where they lie, as 16 times what they are, so that all sums are: at most
+    // 495,452,160 (docs/numerics.md, section 1). A sixteenth of d is exact.
     template <int N>
     struct Sums {
         uint64 scales, mins;            // of the groups from here on, a byte each
@@ -93,7 +94,7 @@ struct TiledQ4_K {
     };
 };
 
-// Four codes of Q6_K less 32, times 4, as signed bytes: of the lower or upper 64 of 128 values the first or the odd 32.
+// Four codes of Q6_K less 32, times 4, as signed bytes, so that sums are at most 536,870,912: of the lower or upper 64 of 128 values the first or the odd 32.
 DEV int signed_codes_q6(uint32 low, uint32 top, bool upper, bool odd) {
     uint32 flipped = top ^ 0xaaaaaaaa;  // the upper of two bits says whether a code is below 32
 #ifndef EMULATED

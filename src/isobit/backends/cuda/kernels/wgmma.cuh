@@ -44,9 +44,6 @@ DEV void computed(int (&c)[N]) {
 //
 // No branch may lie between a product with A in registers and the wait for it: there the compiler gives these registers
 // to others, although they are still read (seen with NVRTC 13.0).
-DEV void product_rows(int (&c)[32], const int (&a)[4], Matrix b, bool more) {
-    asm volatile(PRODUCT(64, "s8", N32, "{%32, %33, %34, %35}", "%37", "%36") : C16(c, 0), C16(c, 16) : OPERANDS(a, b, more));
-}
 DEV void product_rows(int (&c)[16], const int (&a)[4], Matrix b, bool more) {
     asm volatile(PRODUCT(32, "s8", N16, "{%16, %17, %18, %19}", "%21", "%20") : C16(c, 0) : OPERANDS(a, b, more));
 }

@@ -96,9 +96,13 @@ class Programs:
                 break
             self.rows[rows] = SeveralRows(made, rows)
             self._programs.append((made, rows))
-        if steps and together > 1:
+        most = 1
+        while most + 1 in self.rows:
+            most += 1
+        if steps and together > most:
             made = program(STEPS)
-            self.many = ManySequences(made, together, [n for n in padded_to if n <= together])
+            padded_steps = [n for n in padded_to if most < n <= together]
+            self.many = ManySequences(made, together, padded_steps)
             self._programs.append((made, together))
         if steps and padded_to:
             made = program(MIXED)

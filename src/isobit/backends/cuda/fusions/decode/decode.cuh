@@ -1,7 +1,7 @@
 // What the kernels of a fused layer of one token, or of ROWS tokens, share: norm and quantisation.
 //
 // Shapes are compile-time constants: HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, EXPERTS, USED. Of several
-// rows each has the sums of one row alone, in the same order; what they share are reads of weights.
+// rows each has the sums of one row alone, in the same order; what they share (Share) are reads of weights.
 //
 // Of a split model a part has some heads, some columns of SwiGLU, and MADE of the rows of products that are added
 // to x: each adds these, in its own x, and sends the sums. Who reads x as a whole gets the others' (whole_rows).

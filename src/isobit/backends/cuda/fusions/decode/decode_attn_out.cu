@@ -12,7 +12,7 @@ constexpr int ATTENDED_SUPERS = HEADS_SUPERS;
 #endif
 
 // The output product of attention, and the residual, in place. Attention comes as its tiles' results
-// when there are few (`tiles` not null: decode_attention.cu) of one row or two, merged here by every block for itself.
+// when there are few (`tiles` not null: decode_attention.cu), merged here by every block for itself.
 struct AttnOut {
     const uint8* w;
     Share share;

@@ -1,5 +1,6 @@
-// A decode step: the choice of experts, and the first half of the feed-forward. WEIGHT: a struct of
-// tiles.cuh. Of several rows with experts each block takes one (Share). EXPERTS is 0 for a dense feed-forward, and USED then 1. SHARED: experts that every token goes to, 0 or 1.
+// A decode step: the choice of experts, and the first half of the feed-forward. Of several rows with experts each block
+// takes one (Share). WEIGHT: a struct of tiles.cuh. EXPERTS is 0 for a dense feed-forward, and USED then 1. SHARED:
+// experts that every token goes to, 0 or 1.
 #include "router_top_k.cuh"
 #include "expert_prefetch.cuh"
 #include "products.cuh"

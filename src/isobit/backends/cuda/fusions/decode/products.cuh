@@ -31,7 +31,7 @@ struct Products {
     DEV void start(int first = 0, int to = AHEAD) {
 #ifdef BULK_COPIES
 #pragma unroll 1
-        for (int step = warp_id() < first ? to : fetched; step < to; step++)
+        for (int step = warp_index < first ? to : fetched; step < to; step++)
 #pragma unroll 1
             for (int warp = warp_index - first; warp < WARPS; warp += WARPS - first) fetch(step, warp);
         fetched = to;
