@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from isobit.backends.cuda.device.layout import ACT_BYTES
 from isobit.backends.cuda.device.load import DeviceWeight
@@ -131,14 +132,14 @@ class Layer:
         """Of the router, and of a shared expert's gate."""
         return self.experts + self.shared
 
+    @property
+    def choosing(self) -> int:
+        """Warps that choose the experts, while the others ask for weights."""
+        return WARPS // 2 if self.experts <= 128 else WARPS * 3 // 4
+
     def two(self, gpu: Gpu) -> bool:
         """Whether a block of the router makes two of them."""
         return self.rows == 1 and self.logits > gpu.multiprocessors
-
-
-def _choosing(experts: int) -> int:
-    """Warps that choose (router_top_k.cuh)."""
-    return WARPS // 2 if experts <= 128 else WARPS * 3 // 4
 
 
 def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
@@ -146,39 +147,32 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     gpu, m, k, rows = g.gpu, layer.matrices, layer.slots, layer.rows
     hidden, ffn, attended = supers(layer.hidden), supers(layer.activated), supers(layer.attended)
     q_rows, k_rows, v_rows = layer.projected
-    acts, buffer = rows * hidden * ACT_BYTES, rows * _BUFFER
+    buffer = rows * _BUFFER
     whole = 4 * rows * layer.hidden if layer.gathers else 0  # WholeRows of decode.cuh
     kind = layer.kind
 
-    def plan(fixed: int, *parts: Part) -> Streaming:
-        return streaming(gpu, fixed, *parts)
-
-    def part(role: str, outputs: int, n: int, prefix: str = "") -> Part:
-        tiles = tiles_of_block(gpu.multiprocessors, outputs, n)
-        return Part(m[role], tiles, prefix, rows * tiles)
-
-    qkv = plan(
-        acts + buffer + whole,
-        part("q", q_rows + k_rows, hidden, "QK_"),
-        part("v", v_rows, hidden, "V_"),
-    ).also(layer.projecting)
     # Of several rows with experts, a block behind attention has one (Share of decode.cuh).
     each = 1 if layer.experts else rows
-    blocks = gpu.multiprocessors * each // rows
-    outs = tiles_of_block(blocks, layer.made, attended)
-    out = plan(
-        each * attended * ACT_BYTES + rows * 4 * WARPS, Part(m["out"], outs, products=each * outs)
-    )
+
+    def part(role: str, outputs: int, n: int, of_block: int = each, prefix: str = "") -> Part:
+        tiles = tiles_of_block(gpu.multiprocessors * of_block // rows, outputs, n)
+        return Part(m[role], tiles, prefix, of_block * tiles)
+
+    plan = partial(streaming, gpu)
+    qkv = plan(
+        rows * hidden * ACT_BYTES + buffer + whole,
+        part("q", q_rows + k_rows, hidden, rows, "QK_"),
+        part("v", v_rows, hidden, rows, "V_"),
+    ).also(layer.projecting)
+    out = plan(each * attended * ACT_BYTES + rows * 4 * WARPS, part("out", layer.made, attended))
     choosing = buffer + whole
     if layer.experts:
-        choosing = 4 * _choosing(layer.experts) * (layer.experts + 1) + 2 * layer.experts
-    gates = 2 * tiles_of_block(blocks, k * layer.ffn, hidden)
+        choosing = 4 * layer.choosing * (layer.experts + 1) + 2 * layer.experts
     gate_up = plan(
         each * hidden * ACT_BYTES + choosing + 17 * k + 8,
-        Part(m["gate"], gates, products=each * gates),
-    )
-    downs = tiles_of_block(blocks, layer.made, k * ffn)
-    down = plan(each * k * ffn * ACT_BYTES + 8 * k, Part(m["down"], downs, products=each * downs))
+        part("gate", k * layer.ffn, 2 * hidden),
+    ).also({"CHOOSING": layer.choosing} if layer.experts else {})
+    down = plan(each * k * ffn * ACT_BYTES + 8 * k, part("down", layer.made, k * ffn))
     # So little that decode_gate_up's block has room beside the router's (a block takes 1 KB more,
     # and whole 128 bytes), and so much that not two of the router's have room beside
     # decode_attn_out's: decode_gate_up's would have to wait for both.

@@ -139,7 +139,7 @@ struct TilePair<TiledQ6_K> {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint16* d = reinterpret_cast<const uint16*>(tile[i / 2] + 32 * 13);
-            float d4 = mul(half_to_float(d[lane / 4]), 0.25f);
+            float d4 = scale_q6(d[lane / 4]);
 #pragma unroll
             for (int n = 0; n < N; n++) u[n][i] = mul(d4, combine_planes(sum[n][0][i], sum[n][1][i]));
         }

@@ -103,6 +103,9 @@ DEV int signed_codes_q6(uint32 low, uint32 top, bool upper, bool odd) {
     return ((upper ? low >> 2 : low << 2) & 0x3c3c3c3c) | (flipped << (6 - 4 * upper - 2 * odd) & 0xc0c0c0c0);
 }
 
+// d of a superblock, for sums of these.
+DEV float scale_q6(uint16 d) { return mul(half_to_float(d), 0.25f); }
+
 struct TiledQ6_K {
     static constexpr int TILE_BYTES = 8 * 210, CHUNKS = 13;
     int4 c[CHUNKS];  // 8 chunks of low nibbles, 4 of top bit pairs, the scales
@@ -122,7 +125,7 @@ struct TiledQ6_K {
             const int4 low[2] = {c[4 * (i / 2) + i % 2], c[4 * (i / 2) + i % 2 + 2]};
             add_quarter(i, low, c[8 + i], i < 2 ? c[12].x : c[12].z, i < 2 ? c[12].y : c[12].w, &a, 0, sum);
         }
-        return mul(mul(half_to_float(d), 0.25f), combine_planes(sum[0][0], sum[0][1]));
+        return mul(scale_q6(d), combine_planes(sum[0][0], sum[0][1]));
     }
     template <int N>
     DEV static void dots_shared(const uint8* tile, int row, const ActivationBlock* a, int step, float (&t)[N]) {
@@ -135,7 +138,7 @@ struct TiledQ6_K {
             const int2 s = reinterpret_cast<const int2*>(p + 96)[i / 2];
             add_quarter(i, low, p[8 * (8 + i)], s.x, s.y, a, step, sum);
         }
-        float d4 = mul(half_to_float(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]), 0.25f);
+        float d4 = scale_q6(reinterpret_cast<const uint16*>(tile + 128 * CHUNKS)[row]);
 #pragma unroll
         for (int n = 0; n < N; n++) t[n] = mul(d4, combine_planes(sum[n][0], sum[n][1]));
     }

@@ -192,7 +192,7 @@ DEV void superblock(const ColumnActivations* x, const int* const (&tile)[ROW_TIL
         for (int n = 0; n < ROW_TILES; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float d4 = mul(half_to_float(uint16(tile[n][32 * 13 + t] >> i % 2 * 16)), 0.25f);
+                float d4 = scale_q6(tile[n][32 * 13 + t] >> i % 2 * 16);
                 float u = mul(d4, combine_planes(sum[m][n][0][i], sum[m][n][1][i]));
                 acc[m][n][i] = add(acc[m][n][i], mul(dx[i / 2], u));
             }

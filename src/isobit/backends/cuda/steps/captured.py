@@ -107,9 +107,9 @@ class Captured(ABC):
     def _pass(self, n: int, *, many: bool = True) -> Pass:
         """Of n tokens."""
 
-    @abstractmethod
     def _many(self, position: int) -> bool:
         """Whether a step that reaches this position is of many tiles of keys."""
+        return position >= step_attention.FEW_TILES * KV_PAGE
 
     @abstractmethod
     def _queue(self, p: Pass) -> None:
@@ -238,9 +238,6 @@ class OneSequence(Captured):
         if self._g.resident.states:
             gpu.upload(self._run.address, np.array([0, 1, states[0], 0], np.int32))
 
-    def _many(self, position: int) -> bool:
-        return position >= step_attention.FEW_TILES * KV_PAGE
-
 
 class _Copy:
     """A copy of device memory."""
@@ -334,7 +331,7 @@ class ManySequences(Captured):
         )
         return Pass(n, n, inputs, count=n, many=many)
 
-    def _many(self, _: int) -> bool:
+    def _many(self, position: int) -> bool:  # noqa: ARG002
         return True
 
     def _exact(self, most: int) -> Iterable[int]:
@@ -377,5 +374,4 @@ class SeveralRows(ManySequences):
     def _exact(self, most: int) -> Iterable[int]:
         return (most,)
 
-    def _many(self, position: int) -> bool:
-        return position >= step_attention.FEW_TILES * KV_PAGE
+    _many = Captured._many

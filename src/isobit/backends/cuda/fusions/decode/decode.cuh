@@ -169,9 +169,8 @@ constexpr int ROWS_EACH = EXPERTS ? 1 : ROWS;
 struct Share {
     int row, block, blocks;  // the first of its rows; which block of how many with the same
     DEV Share() {
-        constexpr int APART = ROWS / ROWS_EACH;
-        int part = blockIdx.x % APART;
-        row = part, block = blockIdx.x / APART, blocks = (int(gridDim.x) - part + APART - 1) / APART;
+        constexpr int APART = ROWS / ROWS_EACH;  // with all rows in a block the first is 0
+        row = blockIdx.x % APART, block = blockIdx.x / APART, blocks = (int(gridDim.x) - row + APART - 1) / APART;
     }
     // See dealt.
     DEV int dealt(int n) const { return (n - block + blocks - 1) / blocks; }

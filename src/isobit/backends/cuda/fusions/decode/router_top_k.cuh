@@ -3,12 +3,10 @@
 #include "decode.cuh"
 
 #if EXPERTS
-// Warps that choose; the others ask for weights meanwhile.
-constexpr int CHOOSING = EXPERTS <= 128 ? WARPS / 2 : WARPS * 3 / 4;
 struct TopKShared {
     float p[CHOOSING][EXPERTS + 1];
 };
-// By CHOOSING warps. Probabilities by each of them, then ranks by counting: an expert's rank is the number of those
+// By CHOOSING warps, a definition. Probabilities by each of them, then ranks by counting: an expert's rank is the number of those
 // before it. found(rank, expert, p): by one thread each, for the first USED ranks. meanwhile: what is
 // done while the logits are on their way. A barrier must follow.
 template <class Meanwhile, class Found>
