@@ -1,5 +1,6 @@
 """Captured steps of decoding give the CPU's bits, fused beside unfused layers too."""
 
+import gguf
 import numpy as np
 import pytest
 
@@ -85,6 +86,30 @@ def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_ti
             one = ragged(rng, weights.config.vocab, [(start, stop - start)], pages)
             a, b = ours.forward(one), theirs.forward(one)
             assert np.array_equal(a.view(np.uint32), b.view(np.uint32)), start
+        theirs.close()
+
+
+@pytest.mark.parametrize("alike", [2, 38])
+def test_experts_of_equal_probability(tmp_path, alike):
+    """The first of them are chosen; 38 of 40 are more than a warp takes together."""
+    print("seed", SEED)
+    geometry, multiprocessors, _ = SHAPES[1]
+    path = write_model(tmp_path / "m.gguf", Geometry(layers=2, **geometry), seed=SEED)
+    for tensor in gguf.GGUFReader(path, "r+").tensors:
+        if "ffn_gate_inp" in tensor.name:
+            rows = tensor.data.reshape(geometry["experts"], -1)
+            for first in range(0, len(rows) + 1 - alike, alike):
+                rows[first : first + alike] = rows[first]
+    engine = EngineConfig(context=128, max_sequences=1, chunk=64)
+    rng, pages = np.random.default_rng(SEED), np.arange(2, dtype=np.int32)[None]
+    with GGUFFile.open(path) as file:
+        weights = Weights.from_file(file)
+        gpu = EmulatedGpu(SEED, bulk=True)
+        gpu.multiprocessors = multiprocessors
+        ours, theirs = sized()(weights, engine, gpu), CpuBackend(weights, engine)
+        for position in range(4):
+            one = ragged(rng, weights.config.vocab, [(position, 1)], pages)
+            same(ours.forward(one), theirs.forward(one))
         theirs.close()
 
 

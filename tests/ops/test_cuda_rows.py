@@ -106,6 +106,7 @@ def test_rows(tmp_path, monkeypatch, shape, rows, bulk, few_tiles, planes):
         ends = np.array(texts.ends, np.int32) - 1
         expected = theirs.greedy(batch.tokens, ends, pages, 3)
         assert np.array_equal(ours.greedy(batch.tokens, ends, pages, 3), expected)
+        assert ("decode_merge" in names) == (few_tiles == 1), names
         theirs.close()
 
 

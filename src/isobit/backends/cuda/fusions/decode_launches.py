@@ -18,7 +18,7 @@ from isobit.backends.cuda.fusions.decode_memory import (
 )
 from isobit.backends.cuda.fusions.delta_net import DeltaNet
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
-from isobit.backends.cuda.fusions.step_attention import TileResults, attend
+from isobit.backends.cuda.fusions.step_attention import TileResults, attend, tile_buffers
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
 from isobit.model.graph import Op, Value
@@ -28,6 +28,7 @@ MERGE_SHARED = 4 * (512 * 38 + 16)
 GATHERED = "y", "out", "swiglu", "ffn"
 """What the parts of a split model give one another."""
 _BUFFER = 1024  # floats of a block's sum, in bytes
+_MOST_OF_HALF = 4  # logits whose weights a thread of the router holds, if there are blocks enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +133,10 @@ class Layer:
         """Of the router, and of a shared expert's gate."""
         return self.experts + self.shared
 
-    @property
-    def choosing(self) -> int:
-        """Warps that choose the experts, while the others ask for weights."""
-        return WARPS // 2 if self.experts <= 128 else WARPS * 3 // 4
-
-    def two(self, gpu: Gpu) -> bool:
-        """Whether a block of the router makes two of them."""
-        return self.rows == 1 and self.logits > gpu.multiprocessors
+    def routing(self, gpu: Gpu) -> tuple[int, int]:
+        """Blocks of the router, which have one row each, and logits that half a block makes."""
+        blocks = max(gpu.multiprocessors, self.rows * -(-self.logits // (2 * _MOST_OF_HALF)))
+        return blocks, -(-self.logits // (2 * (blocks // self.rows)))
 
 
 def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
@@ -167,19 +164,20 @@ def planned(layer: Layer, g: Lowering) -> Mapping[str, Streaming] | None:
     out = plan(each * attended * ACT_BYTES + rows * 4 * WARPS, part("out", layer.made, attended))
     choosing = buffer + whole
     if layer.experts:
-        choosing = 4 * layer.choosing * (layer.experts + 1) + 2 * layer.experts
+        choosing = 4 * (layer.experts + 2 * 32) + 2 * layer.experts
     gate_up = plan(
         each * hidden * ACT_BYTES + choosing + 17 * k + 8,
         part("gate", k * layer.ffn, 2 * hidden),
-    ).also({"CHOOSING": layer.choosing} if layer.experts else {})
+    )
     down = plan(each * k * ffn * ACT_BYTES + 8 * k, part("down", layer.made, k * ffn))
     # So little that decode_gate_up's block has room beside the router's (a block takes 1 KB more,
     # and whole 128 bytes), and so much that not two of the router's have room beside
     # decode_attn_out's: decode_gate_up's would have to wait for both.
     beside = (gpu.shared_most - 1024 - gate_up.shared) // 128 * 128 - 128
-    routing = Streaming(max(3 * buffer + whole, min(beside, gpu.shared_most * 2 // 5)), kind)
-    if layer.two(gpu):
-        routing = routing.also({"TWO": 1})
+    _, of_half = layer.routing(gpu)
+    least = (1 + 2 * of_half) * _BUFFER + whole // rows
+    routing = Streaming(max(least, min(beside, gpu.shared_most * 2 // 5)), kind)
+    routing = routing.also({"OF_HALF": of_half})
     if layer.shared:
         routing = routing.also({"SHARED_KIND": f"KIND_{m['s_share'].layout.format.name}"})
     # With few tiles, when some multiprocessors have their registers taken by attention: more
@@ -304,7 +302,9 @@ class Launches:
         g, at, rows = self._g, p.inputs, self._layer.rows
         most = step_attention.tiles_at_once(h, g.gpu, rows)
         most = most if p.many else min(most, step_attention.FEW_TILES)
-        attend(g, h, p, self._qkv.address, results, most)
+        # Few tiles have a block each.
+        buffers = tile_buffers(h, g.gpu) if p.many else 1
+        attend(g, h, p, self._qkv.address, results, most, buffers)
         if p.many:
             g.launch(
                 "fusions/decode/decode_merge",
@@ -329,14 +329,13 @@ class Launches:
 
     def router(self, _: Pass) -> None:
         """The router's logits."""
-        layer, gpu = self._layer, self._g.gpu
-        blocks = -(-layer.logits // 2) if layer.two(gpu) else layer.logits
+        layer = self._layer
         self._launch(
             "decode_router",
             (self._x.address, layer.norms[1](), layer.eps[1], self._matrix("router"))
             + (self._matrix("s_share"), self._logits.address, self._acts.address),
             self.of("out"),
-            blocks=max(blocks, gpu.multiprocessors),
+            blocks=layer.routing(self._g.gpu)[0],
         )
 
     def gate_up(self, p: Pass) -> None:

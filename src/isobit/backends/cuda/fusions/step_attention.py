@@ -88,12 +88,13 @@ def attend(
     qkv: int,
     results: TileResults,
     most: int,
+    buffers: int,
     acts: int | None = None,
     parts: int = 1,
 ) -> None:
-    """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head. ``acts``: where
-    it leaves them merged and quantised, one block having them all. ``parts``: of qkv."""
-    buffers = tile_buffers(h, g.gpu)
+    """Queue the kernel over tiles; ``most``: blocks that share the tiles of a head; ``buffers``:
+    tiles a block holds. ``acts``: where it leaves them merged and quantised, one block having them
+    all. ``parts``: of qkv."""
     at = p.inputs
     kin = {"KIN": g.rows} if g.rows > 1 else {}
     g.launch(
@@ -207,7 +208,7 @@ def _lower(
         else:
             parts = in_parts.count(p) if in_parts else 1
             at = in_parts.slot if in_parts and parts > 1 else qkv
-            attend(g, h, p, at.address, results, most, whole, parts)
+            attend(g, h, p, at.address, results, most, tile_buffers(h, g.gpu), whole, parts)
         if whole is not None and not in_runs:
             return
         only = in_runs if whole is not None else 0

@@ -21,9 +21,14 @@ constexpr int BLOCK = 512, WARPS = BLOCK / WARP;
 constexpr int HIDDEN_SUPERS = HIDDEN / SUPER, FFN_SUPERS = FFN / SUPER;
 constexpr int HEADS_SUPERS = HEADS * HEAD_DIM / SUPER;
 
-// RMS norm of x (section 5), [ROWS][HIDDEN]. Half a block adds up the squares of a row, a column a
-// thread; each superblock is normed by one warp. Of one row, the first half and the second half's warps
-// first. Of several, a half takes every other row. buffer: shared, ROWS * SUPER.
+// The factor of a row's RMS norm (section 5), by each warp. squares: the sums of squares of its columns, shared, SUPER.
+DEV float norm_factor(const float* squares, float eps) {
+    float mean = div(buffer_tree(squares), float(HIDDEN));
+    return div(1.0f, square_root(add(mean, eps)));
+}
+
+// RMS norm of x, [ROWS][HIDDEN]. Half a block adds up the squares of a row, a column a thread; each superblock is normed
+// by one warp. Of one row, the first half and the second half's warps first. Of several, a half takes every other row.
 struct Norm {
     static constexpr int SUPERS = ROWS * HIDDEN_SUPERS, EACH = (SUPERS + WARPS - 1) / WARPS;
     static constexpr int ADDED = (ROWS + 1) / 2;  // rows of a half
@@ -38,23 +43,15 @@ struct Norm {
         for (int i = 0; i < EACH; i++)
             if (super(i) < SUPERS) load_super(norm + super(i) % HIDDEN_SUPERS * SUPER, weight[i]);
     }
-    DEV static float factor(const float* buffer, float eps) {
-        float mean = div(buffer_tree(buffer), float(HIDDEN));
-        return div(1.0f, square_root(add(mean, eps)));
-    }
-    // columns(row, x, r): if it is asked for, by each thread of a half, the values of its column of a
-    // row and the norm's factor. Of one row by BOTH halves, if that is asked for: the half's number instead of the row.
-    // supers(s, values): by a warp, the normed superblock s of all rows'. A barrier must follow.
-    template <bool COLUMNS, bool BOTH = false, class Columns, class Supers>
-    DEV void run(const float* x, float eps, float* buffer, Columns columns, Supers supers) {
+    // The whole of x quantised, to shared memory. buffer: shared, ROWS * SUPER. A barrier must follow.
+    DEV void quantise(const float* x, float eps, float* buffer, ActivationBlock* acts) {
         float v[EACH][8], column[ADDED][HIDDEN_SUPERS];
         int at = threadIdx.x % SUPER;
 #pragma unroll
         for (int n = 0; n < ADDED; n++)
-            if (BOTH || added(n) < ROWS)
+            if (added(n) < ROWS)
 #pragma unroll
-                for (int i = 0; i < HIDDEN_SUPERS; i++)
-                    column[n][i] = x[(BOTH ? 0 : added(n)) * HIDDEN + i * SUPER + at];
+                for (int i = 0; i < HIDDEN_SUPERS; i++) column[n][i] = x[added(n) * HIDDEN + i * SUPER + at];
 #pragma unroll
         for (int i = 0; i < EACH; i++)
             if (super(i) < SUPERS) load_super(x + super(i) * SUPER, v[i]);
@@ -67,25 +64,15 @@ struct Norm {
             buffer[added(n) * SUPER + at] = sum;
         }
         __syncthreads();
-#pragma unroll
-        for (int n = 0; n < ADDED; n++)
-            if (COLUMNS && ROWS > 1 && added(n) < ROWS)
-                columns(added(n), column[n], factor(buffer + added(n) * SUPER, eps));
-        float r = ROWS == 1 ? factor(buffer, eps) : 0.0f;
-        if (COLUMNS && ROWS == 1 && (BOTH || added(0) == 0)) columns(added(0), column[0], r);
+        float r = ROWS == 1 ? norm_factor(buffer, eps) : 0.0f;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (super(i) >= SUPERS) continue;
-            if (ROWS > 1) r = factor(buffer + super(i) / HIDDEN_SUPERS * SUPER, eps);
+            if (ROWS > 1) r = norm_factor(buffer + super(i) / HIDDEN_SUPERS * SUPER, eps);
 #pragma unroll
             for (int k = 0; k < 8; k++) v[i][k] = mul(mul(v[i][k], r), weight[i][k]);
-            supers(super(i), v[i]);
+            quantise_without_digits(v[i], acts + super(i));
         }
-    }
-    // The whole of x quantised, to shared memory.
-    DEV void quantise(const float* x, float eps, float* buffer, ActivationBlock* acts) {
-        run<false>(x, eps, buffer, [](int, const float (&)[HIDDEN_SUPERS], float) {},
-                   [&](int s, const float (&values)[8]) { quantise_without_digits(values, acts + s); });
     }
 };
 
@@ -129,35 +116,43 @@ DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange
     quantise_vectors<SUPERS, BY>(x, first, vectors, exchange, acts, [](int, float (&)[8]) {});
 }
 
-// x as a whole, [ROWS][HIDDEN], for this block: of a split model in `whole` (shared), and if it is to be kept, in x.
+// N rows of x, [ROWS][HIDDEN], from row `first` on, as a whole for this block: of a split model in `whole` (shared), and
+// if they are to be kept, in x.
 #ifdef BOUNDS
+template <int N>
 struct WholeRows {
-    float x[ROWS * HIDDEN];
+    float x[N * HIDDEN];
 };
-DEV const float* whole_rows(const Exchange<Cut>& exchange, float* x, WholeRows& whole, bool keep) {
-    constexpr int EACH = (ROWS * HIDDEN + BLOCK - 1) / BLOCK;
+template <int N>
+DEV const float* whole_rows(const Exchange<Cut>& exchange, float* x, int first, WholeRows<N>& whole, bool keep) {
+    constexpr int EACH = (N * HIDDEN + BLOCK - 1) / BLOCK;
     auto part_of = [](int i) { return Cut::part_of(i % HIDDEN); };
+    int from = first * HIDDEN;
     uint64 word[EACH];  // all are asked for at once, also what this part has: no branch stands between
     float own[EACH];
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
-        int i = min(k * BLOCK + int(threadIdx.x), ROWS * HIDDEN - 1);
-        word[k] = read_word(exchange.mine + i), own[k] = x[i];
+        int i = min(k * BLOCK + int(threadIdx.x), N * HIDDEN - 1);
+        word[k] = read_word(exchange.mine + from + i), own[k] = x[from + i];
     }
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
         int i = k * BLOCK + threadIdx.x;
-        if (i >= ROWS * HIDDEN) continue;
-        float v = part_of(i) == exchange.rank ? own[k] : exchange.value(word[k], part_of(i), i);
+        if (i >= N * HIDDEN) continue;
+        float v = part_of(i) == exchange.rank ? own[k] : exchange.value(word[k], part_of(i), from + i);
         whole.x[i] = v;
-        if (keep && part_of(i) != exchange.rank) x[i] = v;
+        if (keep && part_of(i) != exchange.rank) x[from + i] = v;
     }
     __syncthreads();
     return whole.x;
 }
 #else
+template <int N>
 struct WholeRows {};
-DEV const float* whole_rows(const Exchange<Cut>&, float* x, WholeRows&, bool) { return x; }
+template <int N>
+DEV const float* whole_rows(const Exchange<Cut>&, float* x, int first, WholeRows<N>&, bool) {
+    return x + first * HIDDEN;
+}
 #endif
 
 // How many of n things, dealt one by one to the blocks of the grid, are this block's.

@@ -122,6 +122,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         x.fetch(i < GROUP ? q_norm : k_norm, cosines + at, sines + at);
     };
     if (KIN == 1 || warp_id() < vectors) fetch_turn(warp_id());
+    const int own_page = pages[tiles - 1];  // it is on its way before x is there
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // heads that are not there stay so
@@ -140,7 +141,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         int vector = is_q ? Q_STEP * (head * GROUP + i) : Q_STEP * HEADS + (is_k ? 0 : KV_HEADS) + head;
         int64 part = int64(gridDim.z) * VECTORS * HEAD_DIM;
         x.of(qkv + (int64(sequence - b) * VECTORS + vector) * HEAD_DIM, part, is_q || is_k);
-        int page = pages[KIN == 1 ? tiles - 1 : at / KV_PAGE], slot = at % KV_PAGE;
+        int page = b == 0 ? own_page : pages[at / KV_PAGE], slot = at % KV_PAGE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
             int c = lane_id() + WARP * n;

@@ -88,17 +88,20 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
         prefetch_experts(down, down_bytes, expert);
     }
 #endif
+    int have[ROWS_EACH];  // tiles of each row
+    if (tiles)
+#pragma unroll
+        for (int r = 0; r < ROWS_EACH; r++) have[r] = positions[share.row + r] / KV_PAGE + 1;
     mark(1, 4);
     wait_for_previous();
     mark(1, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
     if (tiles) {
-#pragma unroll 1
+#pragma unroll
         for (int r = 0; r < ROWS_EACH; r++) {
             int token = share.row + r;
             int64 row = token * int64(HEADS) * most_tiles;
-            TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles,
-                                   positions[token] / KV_PAGE + 1};
+            TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles, have[r]};
 #pragma unroll
             for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
                 float v[8];

@@ -81,7 +81,7 @@ struct GateUpShared {
     TopKShared choosing;
 #else
     float buffer[ROWS * SUPER];
-    WholeRows whole;
+    WholeRows<ROWS> whole;
 #endif
     Choice choice;
     __align__(16) uint8 tail[16];
@@ -105,30 +105,30 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     int number = *step_number;
     fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction + share.row * EXPERTS, number) : 0, &sh->choice);
     let_next_start();
-    products.start(CHOOSING, 1);
+    products.start(1, 1);
     wait_for_previous();
     mark(3, 1);
-    // Activations before the other weights: the memory answers in order.
-    constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), TAKING = CHOOSING * WARP,
+    // The first warp chooses, the others bring what else is needed, activations before weights: the memory answers in order.
+    constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), TAKING = BLOCK - WARP,
                   EACH = (WORDS + TAKING - 1) / TAKING;
     int4 words[EACH];
+    auto at = [&](int i) { return i * TAKING + int(threadIdx.x) - WARP; };
+    if (warp_id() == 0) {
+        router_top_k(logits + share.row * EXPERTS, sh->choice.expert, &sh->choosing, [&](int rank, int expert, float p) {
+            sh->choice.id[rank] = expert;
+            sh->choice.p[rank] = p;
+            if (sh->choice.slot[expert] >= 0) sh->choice.rank[sh->choice.slot[expert]] = rank;
+            else sh->choice.missing = true;
+        });
+    } else {
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (at(i) < WORDS) words[i] = reinterpret_cast<const int4*>(acts + share.row * HIDDEN_SUPERS)[at(i)];
+    }
+    products.start(1);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-        if (threadIdx.x < TAKING && i * TAKING + threadIdx.x < WORDS)
-            words[i] = reinterpret_cast<const int4*>(acts + share.row * HIDDEN_SUPERS)[i * TAKING + threadIdx.x];
-    auto found = [&](int rank, int expert, float p) {
-        sh->choice.id[rank] = expert;
-        sh->choice.p[rank] = p;
-        if (sh->choice.slot[expert] >= 0) sh->choice.rank[sh->choice.slot[expert]] = rank;
-        else sh->choice.missing = true;
-    };
-    auto start = [&] { products.start(CHOOSING); };
-    if (warp_id() < CHOOSING) router_top_k(logits + share.row * EXPERTS, &sh->choosing, start, found);
-    else start();
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (threadIdx.x < TAKING && i * TAKING + threadIdx.x < WORDS)
-            reinterpret_cast<int4*>(sh->x)[i * TAKING + threadIdx.x] = words[i];
+        if (warp_id() && at(i) < WORDS) reinterpret_cast<int4*>(sh->x)[at(i)] = words[i];
     __syncthreads();
     mark(3, 4);
     if (share.block == 0 && threadIdx.x < USED) {
@@ -150,9 +150,9 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     mark(3, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
     Exchange<Cut> exchange(exchanges, received);
-    h.quantise(whole_rows(exchange, x, sh->whole, blockIdx.x == 0), eps, sh->buffer, sh->x);
-#endif
+    h.quantise(whole_rows(exchange, x, 0, sh->whole, blockIdx.x == 0), eps, sh->buffer, sh->x);
     __syncthreads();
+#endif
     mark(3, 2);
     constexpr int PART = 2 * HIDDEN_SUPERS * TILE_ROWS;  // products of a row block
     products.run<ROWS_EACH>(sh->x, all, HIDDEN_SUPERS, n * PART);

@@ -65,7 +65,7 @@ struct Channel {
 struct QkvShared {
     ActivationBlock x[ROWS * HIDDEN_SUPERS];
     float buffer[ROWS * SUPER];
-    WholeRows whole;
+    WholeRows<ROWS> whole;
     __align__(16) uint8 tail[16];
 };
 // prediction: see expert_prefetch.cuh; its first word says that x is there.
@@ -104,7 +104,7 @@ KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, c
     let_next_start();
     wait_for_previous();
     mark(0, 1);
-    const float* row = whole_rows(exchange, x, sh->whole, blockIdx.x == 0);
+    const float* row = whole_rows(exchange, x, 0, sh->whole, blockIdx.x == 0);
     if (blockIdx.x == 0 && threadIdx.x == BLOCK - 1) store_relaxed(prediction, packed(number, 0, 0.0f));
     h.quantise(row, eps, sh->buffer, sh->x);
     __syncthreads();

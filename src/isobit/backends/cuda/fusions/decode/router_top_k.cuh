@@ -4,13 +4,15 @@
 
 #if EXPERTS
 struct TopKShared {
-    float p[CHOOSING][EXPERTS + 1];
+    float p[EXPERTS];
+    int expert[WARP];  // candidates, in ascending order
+    uint32 of[WARP];   // the bits of p of each
 };
-// By CHOOSING warps, a definition. Probabilities by each of them, then ranks by counting: an expert's rank is the number of those
-// before it. found(rank, expert, p): by one thread each, for the first USED ranks. meanwhile: what is
-// done while the logits are on their way. A barrier must follow.
-template <class Meanwhile, class Found>
-DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, Found found) {
+// By one warp. likely: USED different experts; the more of them are chosen, the fewer are compared. found(rank, expert, p):
+// by one lane each, for the first USED ranks. A barrier must follow.
+template <class Found>
+DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Found found) {
+    static_assert(USED <= WARP, "decode_layer.py asks for it");
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
     const float lowest = isobit::from_bits(0xff800000u);
     float z[EACH], m = lowest, lanes[8] = {};
@@ -19,7 +21,6 @@ DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, 
         int e = i * WARP + lane_id();
         z[i] = e < EXPERTS ? logits[e] : lowest;
     }
-    meanwhile();
 #pragma unroll
     for (int i = 0; i < EACH; i++) m = fmaxf(m, z[i]);
     m = warp_max(m);
@@ -31,22 +32,52 @@ DEV void router_top_k(const float* logits, TopKShared* sh, Meanwhile meanwhile, 
     for (int n = 4; n; n /= 2)
         for (int i = 0; i < n; i++) lanes[i] = add(lanes[i], lanes[i + n]);
     float total = warp_tree(lanes[0]);
-    float* p = sh->p[warp_id()];
+    uint32 p[EACH];
 #pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (i * WARP + lane_id() < EXPERTS) p[i * WARP + lane_id()] = div(z[i], total);
+    for (int i = 0; i < EACH; i++) {
+        int e = i * WARP + lane_id();
+        float of = div(z[i], total);
+        p[i] = bits(of);
+        if (e < EXPERTS) sh->p[e] = of;
+    }
     __syncwarp();
-    // Four lanes count for one expert; a warp takes 8 experts at a time.
-    for (int base = warp_id() * 8; base < EXPERTS; base += CHOOSING * 8) {
-        int e = base + lane_id() / 4, before = 0;
-        float mine = e < EXPERTS ? p[e] : 0.0f;
-        // Those before e come first at an equal probability, those behind it only at a larger one.
-        uint32 least = bits(mine), larger = least + 1;
-#pragma unroll 16
-        for (int j = lane_id() % 4; j < EXPERTS; j += 4) before += bits(p[j]) >= (j < e ? least : larger);
-        before += shuffle_xor(before, 1);
-        before += shuffle_xor(before, 2);
-        if (e < EXPERTS && before < USED) found(before, e, mine);
+    // No more than USED - 1 experts come before the least of USED others, so that none with less is chosen.
+    uint32 least = ~warp_max(lane_id() < USED ? ~bits(sh->p[likely[lane_id()]]) : 0u);
+    int n = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int e = i * WARP + lane_id();
+        bool is = e < EXPERTS && p[i] >= least;
+        uint32 all = __ballot_sync(~0u, is);
+        int at = n + __popc(all & (1u << lane_id()) - 1);
+        if (is && at < WARP) sh->expert[at] = e, sh->of[at] = p[i];
+        n += __popc(all);
+    }
+    __syncwarp();
+    if (n <= WARP) {
+        uint32 mine = sh->of[lane_id()];
+        int before = 0;
+        // Those ahead in the list come first at an equal probability.
+#pragma unroll 8
+        for (int j = 0; j < n; j++) before += sh->of[j] >= mine + (j >= lane_id());
+        if (lane_id() < n && before < USED) found(before, sh->expert[lane_id()], isobit::from_bits(mine));
+        return;
+    }
+    uint32 taken = 0;  // of the lane's experts, a bit each
+#pragma unroll 1
+    for (int r = 0; r < USED; r++) {
+        uint32 top = 0, first = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (i * WARP + lane_id() < EXPERTS && !(taken >> i & 1)) top = max(top, p[i] + 1);
+        top = warp_max(top);
+#pragma unroll
+        for (int i = EACH - 1; i >= 0; i--)
+            if (i * WARP + lane_id() < EXPERTS && !(taken >> i & 1) && p[i] + 1 == top) first = ~(i * WARP + lane_id());
+        int e = int(~warp_max(first));
+        if (e % WARP != lane_id()) continue;
+        taken |= 1u << e / WARP;
+        found(r, e, isobit::from_bits(top - 1));
     }
 }
 // The weight of the expert of that rank, once chosen; p: of all ranks.
