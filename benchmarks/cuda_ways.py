@@ -39,7 +39,7 @@ WAYS = {
     "now": (),
     "whole products": ((part_matmul, "_PART_TOKENS", 0),),
     "a block a token's logits": ((captured, "_SEARCH", 0),),
-    "nothing ahead": ((launch_shapes, "AHEAD", (0, 0)),),
+    "nothing ahead": ((launch_shapes, "AHEAD", {}),),
     "the head as other products": ((head_matmul, "_FROM", 65),),
 }
 FIRST = next(iter(WAYS))

@@ -22,7 +22,7 @@ DEV void norm(float (&y)[PARTS], const float (&weight)[PARTS], float eps) {
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
         lanes[part % 8] = add(lanes[part % 8], mul(y[part], y[part]));
-    float mean = div(tree256(lanes), float(HEAD_DIM));
+    float mean = mean_of<HEAD_DIM>(tree256(lanes));
     float r = div(1.0f, square_root(add(mean, eps)));
 #pragma unroll
     for (int part = 0; part < PARTS; part++) y[part] = mul(mul(y[part], r), weight[part]);

@@ -64,6 +64,12 @@ DEV int quotient(int a, int b) { return int(uint32(a) / uint32(b)); }
 
 DEV float sigmoid(float x) { return div(1.0f, add(1.0f, isobit::exp(-x))); }
 
+// Of N values with that sum. To multiply by the inverse of a power of two is to divide by it, and sooner done.
+template <int N>
+DEV float mean_of(float sum) {
+    return N & (N - 1) ? div(sum, float(N)) : mul(sum, 1.0f / N);
+}
+
 DEV int lane_id() { return threadIdx.x % WARP; }
 DEV int warp_id() { return threadIdx.x / WARP; }
 

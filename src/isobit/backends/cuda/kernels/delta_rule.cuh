@@ -92,7 +92,7 @@ DEV void gated_norm(float (&v)[8], const float (&gate)[8], const float (&weight)
     for (int n = 4; n; n /= 2)
 #pragma unroll
         for (int i = 0; i < n; i++) sum[i] = add(sum[i], sum[i + n]);
-    float r = div(1.0f, square_root(add(div(sum[0], float(N)), eps)));
+    float r = div(1.0f, square_root(add(mean_of<N>(sum[0]), eps)));
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = isobit::silu_gate(gate[i], mul(mul(v[i], r), weight[i]));
 }

@@ -24,10 +24,10 @@ _CHUNK = 4
 """Superblocks of activations of a prompt's product that are held, where not all fit."""
 BESIDE = 96
 """Threads of the kernel behind that find registers beside a block of 16 warps."""
-AHEAD = 18, 9
-"""Of up to FEW tokens, but for the smallest group: of a layer's experts each so many row blocks are
-fetched ahead by the dense product before, and each so many others by gate and up while experts are
-chosen, beginning with the fifth, so that none of multiples of these is both."""
+AHEAD = {GROUPS[0]: (36, 36), FEW: (18, 9)}
+"""Of up to so many tokens, of a layer's experts each so many row blocks are fetched ahead by the
+dense product before, and each so many others by gate and up while experts are chosen, beginning
+with the fifth, so that none of multiples of these is both."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def fits_all(
 
 
 def _each(tokens: int) -> tuple[int, int]:
-    return AHEAD if GROUPS[0] < tokens <= FEW else (0, 0)
+    return next((each for most, each in AHEAD.items() if tokens <= most), (0, 0))
 
 
 def bring(ahead: Ahead, tokens: int) -> tuple[tuple[int, int, int, int], dict[str, int]]:

@@ -150,7 +150,7 @@ KERNEL(ROW_THREADS) norm_quantise(float* x, const float* added, const float* wei
     __syncthreads();
     add_lanes(squares, buffer);  // no square is -0
     __syncthreads();
-    float mean = div(buffer_tree(buffer), float(WIDTH));
+    float mean = mean_of<WIDTH>(buffer_tree(buffer));
     float r = div(1.0f, square_root(add(mean, eps)));
 #pragma unroll
     for (int e = 0; e < EACH; e++) {

@@ -23,8 +23,7 @@ constexpr int HEADS_SUPERS = HEADS * HEAD_DIM / SUPER;
 
 // The factor of a row's RMS norm (section 5), by each warp. squares: the sums of squares of its columns, shared, SUPER.
 DEV float norm_factor(const float* squares, float eps) {
-    float mean = div(buffer_tree(squares), float(HIDDEN));
-    return div(1.0f, square_root(add(mean, eps)));
+    return div(1.0f, square_root(add(mean_of<HIDDEN>(buffer_tree(squares)), eps)));
 }
 
 // RMS norm of x, [ROWS][HIDDEN]. Half a block adds up the squares of a row, a column a thread; each superblock is normed

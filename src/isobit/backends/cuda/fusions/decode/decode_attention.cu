@@ -68,7 +68,7 @@ struct HeadVector {
         for (int i = 0; i < EACH; i++) sum[i % 8] = add(sum[i % 8], mul(v[i], v[i]));
         for (int n = 4; n; n /= 2)
             for (int i = 0; i < n; i++) sum[i] = add(sum[i], sum[i + n]);
-        float mean = div(warp_tree(sum[0]), float(HEAD_DIM));
+        float mean = mean_of<HEAD_DIM>(warp_tree(sum[0]));
         float r = div(1.0f, square_root(add(mean, eps)));
 #pragma unroll
         for (int i = 0; i < EACH; i++) v[i] = mul(mul(v[i], r), weight[i]);
