@@ -35,6 +35,6 @@ KERNEL(320) cached_attention(const short* q, const float* dq, const int* positio
     }
     if (threadIdx.x < GROUP) sh->dq[threadIdx.x] = dq[first + threadIdx.x];
     __syncthreads();
-    attend(fetches, token, position, tiles, fetch, [](int, TileBytes&, int) {}, most_tiles, max_and_sum, out,
+    attend(fetches, token, position, tiles, fetch, [](int) { return false; }, [](int, TileBytes&) {}, most_tiles, max_and_sum, out,
            acts);
 }

@@ -168,24 +168,20 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     __syncthreads();
     mark(6, 2);
     // Tokens of this step, which a tile may have been fetched without.
-    auto patch = [&](int t, TileBytes& tile, int which) {
-        if (t < (KIN == 1 ? tiles - 1 : (position - kin + 1) / KV_PAGE)) return;
+    auto lacks = [&](int t) { return t >= (KIN == 1 ? tiles - 1 : (position - kin + 1) / KV_PAGE); };
+    auto patch = [&](int t, TileBytes& tile) {
 #pragma unroll 1
         for (int b = 0; b < kin; b++) {
             int slot = position - b - t * KV_PAGE;
             if (KIN > 1 && (slot < 0 || slot >= KV_PAGE)) continue;
-            if (which) {
-                for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                    tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[b][0][0])[c];
-                if (threadIdx.x == 0) tile.dv[slot] = sh->dv[b];
-            } else {
-                for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS)
-                    tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[b][0][0])[c];
-                if (threadIdx.x == 0) tile.dk[slot] = sh->dk[b];
+            for (int c = threadIdx.x; c < 2 * HEAD_DIM; c += ATTENTION_THREADS) {
+                tile.k[c / HEAD_DIM][slot][c % HEAD_DIM] = (&sh->k[b][0][0])[c];
+                tile.v[c / HEAD_DIM][c % HEAD_DIM][value_slot(slot)] = (&sh->v[b][0][0])[c];
             }
+            if (threadIdx.x == 0) tile.dk[slot] = sh->dk[b], tile.dv[slot] = sh->dv[b];
         }
         __syncthreads();
     };
-    attend(fetches, sequence, position, tiles, fetch, patch, most_tiles, max_and_sum, out, acts);
+    attend(fetches, sequence, position, tiles, fetch, lacks, patch, most_tiles, max_and_sum, out, acts);
     mark(6, 3);
 }

@@ -183,22 +183,23 @@ DEV void value_products(const TileBytes& key_tile, const AttentionShared* sh, F 
 }
 
 // The block's tiles in turn, from blockIdx.x on, every gridDim.x-th; the first has been fetched, or as many
-// as there are BUFFERS. fetch(n, which): k (0) or v (1) of the block's tile n. patch(t, tile, which): what
-// a tile lacks, with a barrier behind. weighed(t, query, m and l) and found(t, b, n, c, output): results.
-template <class Fetch, class Patch, class Weighed, class Found>
-DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fetch, Patch patch,
+// as there are BUFFERS. fetch(n, which): k (0) or v (1) of the block's tile n. lacks(t): whether a tile was
+// fetched without some tokens, which patch(t, tile) then writes, with a barrier behind. weighed(t, query, m and
+// l) and found(t, b, n, c, output): results.
+template <class Fetch, class Lacks, class Patch, class Weighed, class Found>
+DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fetch, Lacks lacks, Patch patch,
                        Weighed weighed, Found found) {
     AttentionShared* sh = fetches.sh;
     int t = blockIdx.x;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
         TileBytes& key_tile = sh->key_tile[n % BUFFERS];
         fetches.wait(n, 0);
+        if (lacks(t)) fetches.wait(n, 1);
         __syncthreads();  // k is there
-        patch(t, key_tile, 0);
+        if (lacks(t)) patch(t, key_tile);
         if (warp_id() < 8) key_products(key_tile, sh);
         fetches.wait(n, 1);
         __syncthreads();
-        patch(t, key_tile, 1);
         if (warp_id() < 8)
             for (int query = warp_id(); query < GROUP; query += 8)
                 weighed(t, query, weigh(query, min(KV_PAGE, position + 1 - t * KV_PAGE), key_tile, sh));
@@ -213,8 +214,8 @@ DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fe
 
 // Those of a token and a key-value head go to where the launch behind merges them (merge.cuh) or, with
 // MERGED, are merged here, one block having all tiles, and quantised for the product behind.
-template <class Fetch, class Patch>
-DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetch fetch, Patch patch,
+template <class Fetch, class Lacks, class Patch>
+DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetch fetch, Lacks lacks, Patch patch,
                 int most_tiles, float2* max_and_sum, float* out, ActivationBlock* acts) {
     AttentionShared* sh = fetches.sh;
     int64 vector = int64(token) * KV_HEADS + fetches.head;  // GROUP of them
@@ -224,7 +225,7 @@ DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetc
     Outputs o = {};
     if (threadIdx.x < GROUP) sh->merge[threadIdx.x] = {isobit::from_bits(0xff800000u), 0.0f, 0.0f, 0.0f};
     tiles_in_turn(
-        fetches, position, tiles, fetch, patch,
+        fetches, position, tiles, fetch, lacks, patch,
         [&](int, int query, float2 ml) {
             Merge& of = sh->merge[query];
             float m = of.m, a, b;
@@ -259,7 +260,7 @@ DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetc
     max_and_sum += vector * most_tiles * GROUP;
     out += vector * most_tiles * GROUP * HEAD_DIM;
     tiles_in_turn(
-        fetches, position, tiles, fetch, patch,
+        fetches, position, tiles, fetch, lacks, patch,
         [&](int t, int query, float2 ml) {
             if (lane_id() == 0) max_and_sum[t * GROUP + query] = ml;
         },

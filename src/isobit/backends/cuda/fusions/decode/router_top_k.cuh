@@ -16,6 +16,7 @@ DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Fo
     constexpr int EACH = (EXPERTS + WARP - 1) / WARP;
     const float lowest = isobit::from_bits(0xff800000u);
     float z[EACH], m = lowest, lanes[8] = {};
+    int one = lane_id() < USED ? likely[lane_id()] : 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int e = i * WARP + lane_id();
@@ -42,7 +43,7 @@ DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Fo
     }
     __syncwarp();
     // No more than USED - 1 experts come before the least of USED others, so that none with less is chosen.
-    uint32 least = ~warp_max(lane_id() < USED ? ~bits(sh->p[likely[lane_id()]]) : 0u);
+    uint32 least = ~warp_max(lane_id() < USED ? ~bits(sh->p[one]) : 0u);
     int n = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
