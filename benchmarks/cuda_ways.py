@@ -33,7 +33,7 @@ from isobit.config import EngineConfig
 from isobit.gguf.reader import GGUFFile
 from isobit.model.weights import Weights
 
-COUNT, FEW, PROMPTS = 8, 2, (512, 2048)  # steps at once; tokens
+COUNT, FEW, PROMPTS = 8, 4, (512, 2048)  # steps at once; tokens
 TRACED = (("now", 8), ("now", 32), ("now", 64))  # ways, sequences
 WAYS = {
     "now": (),
