@@ -328,6 +328,7 @@ static inline void prefetch_bulk(const unsigned char* from, int bytes) {
 static inline unsigned long long load_relaxed(const unsigned long long* p) { return *p; }
 static inline void store_relaxed(unsigned long long* p, unsigned long long v) { *p = v; }
 static inline void wait_for_previous() {}
+template <class T> T at_hand(T v) { return v; }
 static inline void let_next_start() {}
 static inline void __threadfence() {}
 template <class T> T atomicAdd(T* p, T n) { T old = *p; *p += n; return old; }

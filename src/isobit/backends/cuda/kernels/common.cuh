@@ -119,6 +119,13 @@ DEV void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// An address, or null, that is made here, and not where it is used: before a kernel waits, when there is time. Only
+// something that depends on it keeps the compiler from making it later.
+template <class T>
+DEV T* at_hand(T* p) {
+    asm volatile("{\n.reg .pred none;\nsetp.eq.u64 none, %0, 1;\n@none trap;\n}" ::"l"(p));
+    return p;
+}
 // A word between blocks that run at once.
 DEV uint64 load_relaxed(const uint64* p) {
     uint64 v;

@@ -32,6 +32,7 @@ struct Norm {
     static constexpr int SUPERS = ROWS * HIDDEN_SUPERS, EACH = (SUPERS + WARPS - 1) / WARPS;
     static constexpr int ADDED = (ROWS + 1) / 2;  // rows of a half
     float weight[EACH][8];                        // fetched ahead
+    const float *column, *values;                 // of x: a thread's first column; a lane's part of its first superblock
 
     DEV static int super(int i) {
         return (ROWS == 1 ? (warp_id() + WARPS / 2) % WARPS : warp_id()) + i * WARPS;
@@ -42,24 +43,29 @@ struct Norm {
         for (int i = 0; i < EACH; i++)
             if (super(i) < SUPERS) load_super(norm + super(i) % HIDDEN_SUPERS * SUPER, weight[i]);
     }
+    // Where x is, which quantise() reads.
+    DEV void find(const float* x) {
+        column = at_hand(x + added(0) * HIDDEN + threadIdx.x % SUPER);
+        values = at_hand(x + super(0) * SUPER + 8 * lane_id());
+    }
     // The whole of x quantised, to shared memory. buffer: shared, ROWS * SUPER. A barrier must follow.
-    DEV void quantise(const float* x, float eps, float* buffer, ActivationBlock* acts) {
-        float v[EACH][8], column[ADDED][HIDDEN_SUPERS];
+    DEV void quantise(float eps, float* buffer, ActivationBlock* acts) {
+        float v[EACH][8], columns[ADDED][HIDDEN_SUPERS];
         int at = threadIdx.x % SUPER;
 #pragma unroll
         for (int n = 0; n < ADDED; n++)
             if (added(n) < ROWS)
 #pragma unroll
-                for (int i = 0; i < HIDDEN_SUPERS; i++) column[n][i] = x[added(n) * HIDDEN + i * SUPER + at];
+                for (int i = 0; i < HIDDEN_SUPERS; i++) columns[n][i] = column[(added(n) - added(0)) * HIDDEN + i * SUPER];
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (super(i) < SUPERS) load_super(x + super(i) * SUPER, v[i]);
+            if (super(i) < SUPERS) load8(values + i * WARPS * SUPER, v[i]);
 #pragma unroll
         for (int n = 0; n < ADDED; n++) {
             if (added(n) >= ROWS) continue;
             float sum = 0.0f;
 #pragma unroll
-            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(column[n][i], column[n][i]));
+            for (int i = 0; i < HIDDEN_SUPERS; i++) sum = add(sum, mul(columns[n][i], columns[n][i]));
             buffer[added(n) * SUPER + at] = sum;
         }
         __syncthreads();
@@ -75,12 +81,17 @@ struct Norm {
     }
 };
 
+// Where a lane's values of its first superblock are, of vectors of SUPERS from number `first` of those in x on.
+template <int SUPERS>
+DEV const float* first_values(const float* x, int first) {
+    return at_hand(x + (first * SUPERS + warp_id()) * SUPER + 8 * lane_id());
+}
 // Vectors of so many superblocks from number `first` of those in x on, one behind the other, to acts (shared), by the
-// first BY warps, two superblocks a warp at a time: both are asked for before either is waited for. finish(s, values): by
-// a warp, on superblock s, before it is quantised. A barrier must follow.
+// first BY warps, two superblocks a warp at a time: both are asked for before either is waited for. own: first_values.
+// finish(s, values): by a warp, on superblock s, before it is quantised. A barrier must follow.
 template <int SUPERS, int BY = WARPS, class Finish>
-DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange<Cut>& exchange, ActivationBlock* acts,
-                          Finish finish) {
+DEV void quantise_vectors(const float* x, const float* own, int first, int vectors, const Exchange<Cut>& exchange,
+                          ActivationBlock* acts, Finish finish) {
     for (int s = warp_id(); warp_id() < BY && s < vectors * SUPERS; s += 2 * BY) {
         float v[2][8];
         int n = s + BY < vectors * SUPERS ? 2 : 1;
@@ -98,7 +109,7 @@ DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange
 #else
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            if (i < n) load_super(x + (first * SUPERS + s + i * BY) * SUPER, v[i]);
+            if (i < n) load8(own + (s - warp_id() + i * BY) * SUPER, v[i]);
 #endif
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -110,9 +121,9 @@ DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange
 }
 
 template <int SUPERS, int BY = WARPS>
-DEV void quantise_vectors(const float* x, int first, int vectors, const Exchange<Cut>& exchange,
+DEV void quantise_vectors(const float* x, const float* own, int first, int vectors, const Exchange<Cut>& exchange,
                           ActivationBlock* acts) {
-    quantise_vectors<SUPERS, BY>(x, first, vectors, exchange, acts, [](int, float (&)[8]) {});
+    quantise_vectors<SUPERS, BY>(x, own, first, vectors, exchange, acts, [](int, float (&)[8]) {});
 }
 
 // N rows of x, [ROWS][HIDDEN], from row `first` on, as a whole for this block: of a split model in `whole` (shared), and

@@ -34,17 +34,18 @@ struct HeadVector {
             sine[i] = sines[lane_id() + WARP * i];
         }
     }
+    // x: from the lane's first value on.
     DEV void of(const float* x, int64 part, bool rotated) {
         float v[EACH];
         if (PARTS == 1) {
 #pragma unroll
-            for (int i = 0; i < EACH; i++) v[i] = x[lane_id() + WARP * i];
+            for (int i = 0; i < EACH; i++) v[i] = x[WARP * i];
         } else {
             float y[PARTS][EACH];
 #pragma unroll
             for (int s = 0; s < PARTS; s++)
 #pragma unroll
-                for (int i = 0; i < EACH; i++) y[s][i] = x[s * part + lane_id() + WARP * i];
+                for (int i = 0; i < EACH; i++) y[s][i] = x[s * part + WARP * i];
 #pragma unroll
             for (int i = 0; i < EACH; i++) {
                 v[i] = 0.0f;
@@ -110,18 +111,31 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
 #endif
     const int vectors = GROUP + 2 * kin;
     constexpr int VECTOR_WARPS = ATTENTION_THREADS / WARP;
-    // Vector i of k or v is of the token so many before this one; whether this block has its tile.
-    auto back = [&](int i) { return KIN == 1 || i < GROUP ? 0 : (i - GROUP) / 2; };
-    auto has = [&](int back) {
-        return (KIN == 1 ? tiles - 1 : (position - back) / KV_PAGE) % int(gridDim.x) == int(blockIdx.x);
+    struct Turn {
+        int back;  // its token is so many before this one
+        bool is_q, is_k;
+        const float* from;  // of a lane; null if another block has its tile
+    };
+    auto turn = [&](int i) -> Turn {
+        Turn of;
+        of.is_q = i < GROUP;
+        of.back = KIN == 1 || of.is_q ? 0 : (i - GROUP) / 2;
+        of.is_k = KIN == 1 ? i == GROUP : !of.is_q && (i - GROUP) % 2 == 0;
+        int tile = KIN == 1 ? tiles - 1 : (position - of.back) / KV_PAGE;
+        bool here = of.is_q || uint32(tile) % gridDim.x == blockIdx.x;
+        int vector = of.is_q ? Q_STEP * (head * GROUP + i) : Q_STEP * HEADS + (of.is_k ? 0 : KV_HEADS) + head;
+        of.from = here ? qkv + (int64(sequence - of.back) * VECTORS + vector) * HEAD_DIM + lane_id() : nullptr;
+        return of;
     };
     HeadVector x;
     x.eps = eps;
-    auto fetch_turn = [&](int i) {
-        int at = (position - back(i)) * (ROTATED / 2);
-        x.fetch(i < GROUP ? q_norm : k_norm, cosines + at, sines + at);
+    Turn own = turn(warp_id());
+    auto fetch_turn = [&] {
+        int at = (position - own.back) * (ROTATED / 2);
+        x.fetch(own.is_q ? q_norm : k_norm, cosines + at, sines + at);
     };
-    if (KIN == 1 || warp_id() < vectors) fetch_turn(warp_id());
+    if (KIN == 1 || warp_id() < vectors) fetch_turn();
+    own.from = at_hand(own.from);
     const int own_page = pages[tiles - 1];  // it is on its way before x is there
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
@@ -131,16 +145,15 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     mark(6, 1);
 #pragma unroll 1
     for (int i = warp_id(); i < vectors; i += VECTOR_WARPS) {
-        int b = back(i), at = position - b;
-        bool is_q = i < GROUP, is_k = KIN == 1 ? i == GROUP : !is_q && (i - GROUP) % 2 == 0;
-        if (!is_q && !has(b)) {
+        if (i >= VECTOR_WARPS) own = turn(i);
+        if (!own.from) {
             if (KIN == 1) break;
             continue;
         }
-        if (i >= VECTOR_WARPS) fetch_turn(i);
-        int vector = is_q ? Q_STEP * (head * GROUP + i) : Q_STEP * HEADS + (is_k ? 0 : KV_HEADS) + head;
-        int64 part = int64(gridDim.z) * VECTORS * HEAD_DIM;
-        x.of(qkv + (int64(sequence - b) * VECTORS + vector) * HEAD_DIM, part, is_q || is_k);
+        if (i >= VECTOR_WARPS) fetch_turn();
+        bool is_q = own.is_q, is_k = own.is_k;
+        int b = own.back, at = position - b;
+        x.of(own.from, int64(gridDim.z) * VECTORS * HEAD_DIM, is_q || is_k);
         int page = b == 0 ? own_page : pages[at / KV_PAGE], slot = at % KV_PAGE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {

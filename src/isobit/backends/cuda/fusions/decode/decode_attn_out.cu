@@ -88,10 +88,17 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
         prefetch_experts(down, down_bytes, expert);
     }
 #endif
-    int have[ROWS_EACH];  // tiles of each row
+    int have[ROWS_EACH] = {};  // tiles of each row
     if (tiles)
 #pragma unroll
         for (int r = 0; r < ROWS_EACH; r++) have[r] = positions[share.row + r] / KV_PAGE + 1;
+    auto results_of = [&](int r) -> TileResults {
+        int64 row = (share.row + r) * int64(HEADS) * most_tiles;
+        return {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles, have[r]};
+    };
+    TileResults::Place first = results_of(0).place(warp_id() * SUPER + 8 * lane_id());
+    const float* own_values = first_values<ATTENDED_SUPERS>(attention, share.row);
+    first.max_and_sum = at_hand(first.max_and_sum), first.out = at_hand(first.out);
     mark(1, 4);
     wait_for_previous();
     mark(1, 1);
@@ -100,10 +107,11 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
 #pragma unroll
         for (int r = 0; r < ROWS_EACH; r++) {
             int token = share.row + r;
-            int64 row = token * int64(HEADS) * most_tiles;
-            TileResults results = {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles, have[r]};
+            TileResults results = results_of(r);
 #pragma unroll
-            for (int i = warp_id(); i < ATTENDED_SUPERS; i += WARPS) {
+            for (int of_warp = 0; of_warp < (ATTENDED_SUPERS + WARPS - 1) / WARPS; of_warp++) {
+                int i = of_warp * WARPS + warp_id();
+                if (ATTENDED_SUPERS % WARPS && i >= ATTENDED_SUPERS) break;
                 float v[8];
 #ifdef BOUNDS  // one of several blocks sends what each merges, first of all
                 int s = (i + exchange.first / SUPER) % ATTENDED_SUPERS, column = s * SUPER + 8 * lane_id();
@@ -117,7 +125,7 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
                 __syncwarp();
 #else
                 int s = i;
-                results.merged<FEW_TILES, false>(s * SUPER + 8 * lane_id(), v);
+                results.merged<FEW_TILES, false>(r + of_warp ? results.place(s * SUPER + 8 * lane_id()) : first, v);
                 finish(s, v);
 #endif
                 quantise_without_digits(v, sh->x + r * ATTENDED_SUPERS + s);
@@ -125,7 +133,7 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
         }
         let_next_start();  // not before: its weights would come ahead of the few bytes read here
     } else {
-        quantise_vectors<ATTENDED_SUPERS>(attention, share.row, ROWS_EACH, exchange, sh->x, finish);
+        quantise_vectors<ATTENDED_SUPERS>(attention, own_values, share.row, ROWS_EACH, exchange, sh->x, finish);
     }
     int parts = n * ATTENDED_SUPERS * TILE_ROWS;  // of a token
     // Of the thread's first row, on its way while products are made; most threads have none.

@@ -61,10 +61,11 @@ KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* ch
     __syncthreads();
     mark(4, 4);
     products.start(QUANTISING, 1);
+    const float* own = first_values<FFN_SUPERS>(y, share.row * SLOTS);
     wait_for_previous();
     mark(4, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
-    quantise_vectors<FFN_SUPERS, QUANTISING>(y, share.row * SLOTS, ROWS_EACH * SLOTS, exchange, sh->x);
+    quantise_vectors<FFN_SUPERS, QUANTISING>(y, own, share.row * SLOTS, ROWS_EACH * SLOTS, exchange, sh->x);
     products.start(QUANTISING);  // not before: y would come behind all of them
     float weight = 0.0f;  // of the shared expert
     if (SHARED) weight = sigmoid(*shared_gate);

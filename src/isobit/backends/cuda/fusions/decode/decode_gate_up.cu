@@ -106,15 +106,17 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction + share.row * EXPERTS, number) : 0, &sh->choice);
     let_next_start();
     products.start(1, 1);
-    wait_for_previous();
-    mark(3, 1);
-    // The first warp chooses, the others bring what else is needed, activations before weights: the memory answers in order.
     constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), TAKING = BLOCK - WARP,
                   EACH = (WORDS + TAKING - 1) / TAKING;
     int4 words[EACH];
     auto at = [&](int i) { return i * TAKING + int(threadIdx.x) - WARP; };
+    const float* own = at_hand(logits + share.row * EXPERTS + lane_id());
+    const int4* from = at_hand(reinterpret_cast<const int4*>(acts + share.row * HIDDEN_SUPERS) + at(0));
+    wait_for_previous();
+    mark(3, 1);
+    // The first warp chooses, the others bring what else is needed, activations before weights: the memory answers in order.
     if (warp_id() == 0) {
-        router_top_k(logits + share.row * EXPERTS, sh->choice.expert, &sh->choosing, [&](int rank, int expert, float p) {
+        router_top_k(own, sh->choice.expert, &sh->choosing, [&](int rank, int expert, float p) {
             sh->choice.id[rank] = expert;
             sh->choice.p[rank] = p;
             if (sh->choice.slot[expert] >= 0) sh->choice.rank[sh->choice.slot[expert]] = rank;
@@ -123,7 +125,7 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     } else {
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (at(i) < WORDS) words[i] = reinterpret_cast<const int4*>(acts + share.row * HIDDEN_SUPERS)[at(i)];
+            if (at(i) < WORDS) words[i] = from[i * TAKING];
     }
     products.start(1);
 #pragma unroll
@@ -145,12 +147,15 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     __syncthreads();
     products.start();
     Norm h(norm);
+    h.find(x);
     let_next_start();
     wait_for_previous();
     mark(3, 1);
     if (n == 0) return;  // who reads what was sent also sends (exchange.cuh)
     Exchange<Cut> exchange(exchanges, received);
-    h.quantise(whole_rows(exchange, x, 0, sh->whole, blockIdx.x == 0), eps, sh->buffer, sh->x);
+    const float* row = whole_rows(exchange, x, 0, sh->whole, blockIdx.x == 0);
+    if (row != x) h.find(row);
+    h.quantise(eps, sh->buffer, sh->x);
     __syncthreads();
 #endif
     mark(3, 2);

@@ -30,10 +30,11 @@ KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint
     float* part = reinterpret_cast<float*>(sh->tail + Tiles::bytes(n * HIDDEN_SUPERS));
     products.start();
     Norm h(norm);
+    h.find(x);
     let_next_start();
     wait_for_previous();
     mark(5, 1);
-    h.quantise(x, eps, sh->buffer, sh->x);
+    h.quantise(eps, sh->buffer, sh->x);
     __syncthreads();
     mark(5, 2);
     products.run(sh->x, part);

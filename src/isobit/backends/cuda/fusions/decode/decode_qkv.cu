@@ -101,12 +101,14 @@ KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, c
     Channel channel;
     if (threadIdx.x < n * TILE_ROWS) channel.fetch(place(threadIdx.x), taps, state, begins);
 #endif
+    h.find(x);
     let_next_start();
     wait_for_previous();
     mark(0, 1);
     const float* row = whole_rows(exchange, x, 0, sh->whole, blockIdx.x == 0);
     if (blockIdx.x == 0 && threadIdx.x == BLOCK - 1) store_relaxed(prediction, packed(number, 0, 0.0f));
-    h.quantise(row, eps, sh->buffer, sh->x);
+    if (row != x) h.find(row);
+    h.quantise(eps, sh->buffer, sh->x);
     __syncthreads();
     mark(0, 2);
     int parts = (n + nv) * HIDDEN_SUPERS * TILE_ROWS;  // of a token

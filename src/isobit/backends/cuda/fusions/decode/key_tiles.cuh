@@ -184,11 +184,12 @@ DEV void value_products(const TileBytes& key_tile, const AttentionShared* sh, F 
 
 // The block's tiles in turn, from blockIdx.x on, every gridDim.x-th; the first has been fetched, or as many
 // as there are BUFFERS. fetch(n, which): k (0) or v (1) of the block's tile n. lacks(t): whether a tile was
-// fetched without some tokens, which patch(t, tile) then writes, with a barrier behind. weighed(t, query, m and
-// l) and found(t, b, n, c, output): results.
-template <class Fetch, class Lacks, class Patch, class Weighed, class Found>
+// fetched without some tokens, which patch(t, tile) then writes, with a barrier behind. weighed(i, query, m and
+// l), for each query of the warp, its i-th, and found(t, b, n, c, output): results. ended(t): nobody waits for what it does.
+constexpr int QUERIES_EACH = (GROUP + 7) / 8;
+template <class Fetch, class Lacks, class Patch, class Weighed, class Found, class Ended>
 DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fetch, Lacks lacks, Patch patch,
-                       Weighed weighed, Found found) {
+                       Weighed weighed, Found found, Ended ended) {
     AttentionShared* sh = fetches.sh;
     int t = blockIdx.x;
     for (int n = 0; t < tiles; n++, t += gridDim.x) {
@@ -201,14 +202,19 @@ DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fe
         fetches.wait(n, 1);
         __syncthreads();
         if (warp_id() < 8)
-            for (int query = warp_id(); query < GROUP; query += 8)
-                weighed(t, query, weigh(query, min(KV_PAGE, position + 1 - t * KV_PAGE), key_tile, sh));
+#pragma unroll
+            for (int i = 0; i < QUERIES_EACH; i++) {
+                int query = warp_id() + 8 * i;
+                if (query < GROUP)
+                    weighed(i, query, weigh(query, min(KV_PAGE, position + 1 - t * KV_PAGE), key_tile, sh));
+            }
         __syncthreads();
         fetch(n + BUFFERS, 0);
         if (warp_id() < 8)
             value_products(key_tile, sh, [&](int b, int n, int c, float v) { found(t, b, n, c, v); });
         if (t + BUFFERS * int(gridDim.x) < tiles) __syncthreads();  // nobody needs tile n
         fetch(n + BUFFERS, 1);
+        ended(t);
     }
 }
 
@@ -237,7 +243,8 @@ DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetc
         [&](int, int b, int n, int c, float v) {
             const Merge& of = sh->merge[query_of(n, c)];
             o[b][n][c] = add(mul(o[b][n][c], of.old), mul(v, of.newest));
-        });
+        },
+        [](int) {});
     __syncthreads();  // nobody needs the last tile
     float* whole = reinterpret_cast<float*>(sh->key_tile);
 #pragma unroll
@@ -259,13 +266,18 @@ DEV void attend(const Fetches& fetches, int token, int position, int tiles, Fetc
 #else
     max_and_sum += vector * most_tiles * GROUP;
     out += vector * most_tiles * GROUP * HEAD_DIM;
+    float2 ml[QUERIES_EACH];
     tiles_in_turn(
         fetches, position, tiles, fetch, lacks, patch,
-        [&](int t, int query, float2 ml) {
-            if (lane_id() == 0) max_and_sum[t * GROUP + query] = ml;
-        },
+        [&](int i, int, float2 of) { ml[i] = of; },
         [&](int t, int b, int n, int c, float v) {
             out[int64(t * GROUP + query_of(n, c)) * HEAD_DIM + column_of(b, c)] = v;
+        },
+        [&](int t) {
+#pragma unroll
+            for (int i = 0; i < QUERIES_EACH; i++)
+                if (int query = warp_id() + 8 * i; warp_id() < 8 && query < GROUP && lane_id() == 0)
+                    max_and_sum[t * GROUP + query] = ml[i];
         });
 #endif
 }

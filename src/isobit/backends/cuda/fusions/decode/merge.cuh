@@ -20,16 +20,27 @@ struct TileResults {
     const float* out;
     int most, tiles;
 
+    // Where a head's results begin, and eight of its columns.
+    struct Place {
+        const float2* max_and_sum;
+        const float* out;
+    };
     DEV int64 index(int head, int t) const {
         return (int64(head / GROUP) * most + t) * GROUP + head % GROUP;
     }
-
+    DEV Place place(int column) const {
+        int64 first = index(column / HEAD_DIM, 0);
+        return {max_and_sum + first, out + first * HEAD_DIM + column % HEAD_DIM};
+    }
+    template <int ROUND, bool MANY>
+    DEV void merged(int column, float (&o)[8]) const {
+        merged<ROUND, MANY>(place(column), o);
+    }
     // Eight columns of the whole output. ROUND: tiles that are read at once; MANY: any number of
     // tiles, else at most so many.
     template <int ROUND, bool MANY>
-    DEV void merged(int column, float (&o)[8]) const {
-        int head = column / HEAD_DIM;
-        float m = isobit::from_bits(0xff800000u), l = 0.0f;  // the first tile's factor is 0
+    DEV void merged(const Place& at, float (&o)[8]) const {
+        float m = isobit::from_bits(0xff800000u), l = 0.0f;
 #pragma unroll
         for (int i = 0; i < 8; i++) o[i] = 0.0f;
 #pragma unroll 1
@@ -41,21 +52,28 @@ struct TileResults {
             for (int t = 0; t < ROUND; t++) {
                 ml[t] = make_float2(isobit::from_bits(0xff800000u), 0.0f);
                 if (first + t < tiles) {
-                    ml[t] = max_and_sum[index(head, first + t)];
-                    const float* from = out + index(head, first + t) * HEAD_DIM + column % HEAD_DIM;
+                    ml[t] = at.max_and_sum[(first + t) * GROUP];
+                    const float* from = at.out + (first + t) * (GROUP * HEAD_DIM);
                     v[t][0] = reinterpret_cast<const float4*>(from)[0];
                     v[t][1] = reinterpret_cast<const float4*>(from)[1];
                 }
             }
 #pragma unroll
             for (int t = 0; t < ROUND; t++) {  // factors side by side
-                merge_factors(m, ml[t].x, a[t], b[t]);
+                if (!MANY && t == 0) m = ml[t].x;
+                else merge_factors(m, ml[t].x, a[t], b[t]);
             }
 #pragma unroll
             for (int t = 0; t < ROUND; t++) {
                 if (first + t >= tiles) break;
                 float next[8];
                 spread(v[t], next);
+                if (!MANY && t == 0) {  // what is the first
+                    l = ml[t].y;
+#pragma unroll
+                    for (int i = 0; i < 8; i++) o[i] = next[i];
+                    continue;
+                }
                 l = add(mul(l, a[t]), mul(ml[t].y, b[t]));
 #pragma unroll
                 for (int i = 0; i < 8; i++) o[i] = add(mul(o[i], a[t]), mul(next[i], b[t]));

@@ -44,9 +44,7 @@ struct Products {
     DEV void correct(Changed changed) {
 #pragma unroll 1
         for (int step = 0; step < AHEAD && first_of(step) < tiles; step++) {
-            bool any = false;
-            for (int i = 0; i < 4; i++) any |= changed(min(first_of(step) + i, tiles - 1));
-            if (!any) continue;
+            if (!__ballot_sync(~0u, changed(min(first_of(step) + lane_id() % 4, tiles - 1)))) continue;
             wait_for_start(step);
             fetch(step, warp_index);
             corrected |= 1u << step;

@@ -8,7 +8,7 @@ struct TopKShared {
     int expert[WARP];  // candidates, in ascending order
     uint32 of[WARP];   // the bits of p of each
 };
-// By one warp. likely: USED different experts; the more of them are chosen, the fewer are compared. found(rank, expert, p):
+// By one warp. logits: from the lane's first on. likely: USED different experts; the more of them are chosen, the fewer are compared. found(rank, expert, p):
 // by one lane each, for the first USED ranks. A barrier must follow.
 template <class Found>
 DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Found found) {
@@ -20,7 +20,7 @@ DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Fo
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         int e = i * WARP + lane_id();
-        z[i] = e < EXPERTS ? logits[e] : lowest;
+        z[i] = e < EXPERTS ? logits[i * WARP] : lowest;
     }
 #pragma unroll
     for (int i = 0; i < EACH; i++) m = fmaxf(m, z[i]);
