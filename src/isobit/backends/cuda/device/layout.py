@@ -28,9 +28,18 @@ from isobit.gguf.formats import Format
 from isobit.numerics import Weight
 
 TILE_ROWS = 8
+LINE = 128
+"""Bytes of shared memory that bulk copies begin with: see copy.cuh."""
 ACT_BYTES = 656
 COLUMN_ACT_BYTES = 560
 """One superblock of quantised activations: ``ActivationBlock`` of common.cuh."""
+
+
+
+def whole_lines(count: int) -> int:
+    """So many bytes, and what is missing of the last line."""
+    return -(-count // LINE) * LINE
+
 
 _FUSED = ("Q4_K", "Q6_K")
 _TILED = (*_FUSED, "IQ4_NL", "IQ4_XS", "MXFP4")

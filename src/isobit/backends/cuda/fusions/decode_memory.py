@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from isobit.backends.cuda.device.layout import TILE_ROWS
+from isobit.backends.cuda.device.layout import LINE, TILE_ROWS, whole_lines
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.protocol import Gpu
 
@@ -47,11 +47,11 @@ def tiles_of_block(blocks: int, rows: int, supers: int) -> int:
 def streaming(gpu: Gpu, fixed: int, *parts: Part) -> Streaming:
     """A fixed part, slots for tiles on their way (as deep as fits), and a float for each row of
     a block's products."""
-    fixed += 64 + sum(4 * TILE_ROWS * (p.products or p.tiles) for p in parts)
+    fixed += 64 + LINE + sum(4 * TILE_ROWS * (p.products or p.tiles) for p in parts)
     shared_left = gpu.shared_most - 1024 - fixed
     used, defines = 0, dict[str, str | int]()
     for i, p in enumerate(parts):
-        slot = _LANES * TILE_ROWS * p.matrix.layout.format.block_bytes
+        slot = whole_lines(_LANES * TILE_ROWS * p.matrix.layout.format.block_bytes)
         steps = -(-p.tiles // _LANES)
         room = (shared_left - used) // (len(parts) - i)
         depths = range(min(-(-steps // WARPS), _DEEPEST), 0, -1)

@@ -2,6 +2,10 @@
 #pragma once
 #include "common.cuh"
 
+// Bulk copies to shared memory take longer where they do not begin with a line (docs/performance.md).
+constexpr int LINE = 128;
+DEV constexpr int whole_lines(int bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
 #ifndef EMULATED
 typedef uint32 SharedAddress;
 DEV SharedAddress shared_address(const void* p) { return uint32(__cvta_generic_to_shared(p)); }

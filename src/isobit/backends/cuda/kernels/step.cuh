@@ -8,6 +8,9 @@
 #ifndef AT_ONCE
 #define AT_ONCE 2  // common.cuh asks for it, so this file comes first
 #endif
+#ifndef SHARED_ALIGNMENT
+#define SHARED_ALIGNMENT 128  // a LINE of copy.cuh
+#endif
 #include "common.cuh"
 
 // Where the time of a step goes: with TIMELINE defined as the address of a buffer, every block notes

@@ -42,8 +42,8 @@ struct Groups {
 // A warp's weights on their way, row block after row block.
 template <class W>
 struct Stream {
-    static constexpr int SUPER_BYTES = 2 * W::TILE_BYTES;  // of the 16 rows of a row block
-    static constexpr int ARRIVALS = 64, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
+    static constexpr int SUPER_BYTES = whole_lines(2 * W::TILE_BYTES);  // of the 16 rows of a row block
+    static constexpr int ARRIVALS = LINE, BYTES = ARRIVALS + DEPTH * SUPER_BYTES;
     const uint8 *first, *second;
     int64 matrix_bytes;
     Groups groups;
@@ -103,7 +103,7 @@ struct Stream {
 #ifdef BULK_COPIES
             if (lane_id() == 0) {
                 Arrival* a = arrival(to);
-                arrival_expect(a, SUPER_BYTES);
+                arrival_expect(a, 2 * W::TILE_BYTES);
                 COPY_WEIGHTS(bytes, from[0], W::TILE_BYTES, a);
                 COPY_WEIGHTS(bytes + W::TILE_BYTES, from[1], W::TILE_BYTES, a);
             }

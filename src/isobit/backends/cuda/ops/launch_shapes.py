@@ -4,7 +4,7 @@ bring into the device's cache for those behind them."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isobit.backends.cuda.device.layout import COLUMN_ACT_BYTES, TILE_ROWS
+from isobit.backends.cuda.device.layout import COLUMN_ACT_BYTES, LINE, TILE_ROWS, whole_lines
 from isobit.backends.cuda.device.load import DeviceWeight
 from isobit.backends.cuda.device.memory import supers
 from isobit.backends.cuda.lowering import Ahead, Lowering
@@ -46,11 +46,11 @@ class LaunchShape:
     def shared(self, w: DeviceWeight, *, split: bool = False) -> int:
         """Bytes of shared memory: activations, each warp's superblocks on their way, and, where a
         row block is split, the parts of two."""
-        slot = 2 * TILE_ROWS * w.layout.format.block_bytes
+        slot = whole_lines(2 * TILE_ROWS * w.layout.format.block_bytes)
         parts = 2 * 4 * 2 * TILE_ROWS * self.columns if split else 0
         held = 2 * self.chunk or supers(w.columns)
         of_columns = held * self.columns * COLUMN_ACT_BYTES + supers(w.columns) * parts
-        return of_columns + self.warps * (64 + self.depth * slot)
+        return of_columns + self.warps * (LINE + self.depth * slot)
 
     def shared_most(self, g: Lowering) -> int:
         """Shared memory of each block. In a captured step some is left to the kernel behind, so

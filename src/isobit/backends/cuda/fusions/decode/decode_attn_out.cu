@@ -48,7 +48,7 @@ struct AttnOutShared {
 #if EXPERTS
     PredictorShared prediction;
 #endif
-    __align__(16) uint8 tail[16];
+    __align__(LINE) uint8 tail[16];
 };
 constexpr int SENDING = AttnOut::GROUPS < 8 ? AttnOut::GROUPS : 8;  // blocks that send what all merge
 // own: x from the first value that this part makes. gate, head_norm, head_eps: of OutputGate. tiles is null where

@@ -30,7 +30,7 @@ struct DownShared {
     ActivationBlock x[ROWS_EACH * SLOTS * FFN_SUPERS];
     int id[USED];
     float weight[USED];
-    __align__(16) uint8 tail[16];
+    __align__(LINE) uint8 tail[16];
 };
 KERNEL(512) decode_down(const float* y, const int* step_number, const uint64* chosen,
                         const uint8* w, const uint8* shared, const float* shared_gate, float* x,

@@ -84,7 +84,7 @@ struct GateUpShared {
     WholeRows<ROWS> whole;
 #endif
     Choice choice;
-    __align__(16) uint8 tail[16];
+    __align__(LINE) uint8 tail[16];
 };
 // chosen: expert and weight of each rank with the step's number, which decode_down looks for.
 KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int normalise, float* x,

@@ -17,7 +17,7 @@ struct OutputShared {
     float buffer[SUPER];
     uint64 best[WARPS];
     int last;
-    __align__(16) uint8 tail[16];
+    __align__(LINE) uint8 tail[16];
 };
 KERNEL(512) decode_head(const float* x, const float* norm, float eps, const uint8* w, int rows,
                             float* logits, uint64* best, Step* step, int* generated) {

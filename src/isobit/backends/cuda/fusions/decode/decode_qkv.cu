@@ -66,7 +66,7 @@ struct QkvShared {
     ActivationBlock x[ROWS * HIDDEN_SUPERS];
     float buffer[ROWS * SUPER];
     WholeRows<ROWS> whole;
-    __align__(16) uint8 tail[16];
+    __align__(LINE) uint8 tail[16];
 };
 // prediction: see expert_prefetch.cuh; its first word says that x is there.
 KERNEL(512) decode_qkv(float* x, const float* norm, float eps, const uint8* q, const uint8* k,

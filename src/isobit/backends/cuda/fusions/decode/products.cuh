@@ -10,7 +10,7 @@
 // memory, AHEAD steps of each warp ahead.
 template <class W, class Where, int AHEAD>
 struct Products {
-    static constexpr int SLOT = 4 * W::TILE_BYTES, ARRIVALS = WARPS * AHEAD * 8;
+    static constexpr int SLOT = whole_lines(4 * W::TILE_BYTES), ARRIVALS = whole_lines(WARPS * AHEAD * 8);
     // Of shared memory, for a block of so many tiles.
     DEV static int bytes(int tiles) { return ARRIVALS + min((tiles + 3) / 4, AHEAD * WARPS) * SLOT; }
 
