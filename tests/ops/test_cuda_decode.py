@@ -55,25 +55,32 @@ def test_decode_graph(weights, short, monkeypatch, kind, planes, at_once, rng): 
 
 
 # Experts that nobody guesses, copies that hold parts of two places, more steps than are copied
-# ahead, more superblocks than warps, dense layers: (geometry, multiprocessors, shared memory).
+# ahead, dense layers, and more superblocks than warps of x, of attention and of SwiGLU, and more
+# words of x than threads: (geometry, multiprocessors, shared memory).
 SHAPES = [
     ({"experts": 7, "experts_used": 3, "hidden": 768, "ffn": 256}, 4, 227 << 10),
     ({"experts": 40, "experts_used": 3, "hidden": 256, "ffn": 512}, 7, 227 << 10),
     ({"experts": 33, "experts_used": 18, "hidden": 512, "ffn": 256}, 5, 160 << 10),
     ({"experts": 0, "experts_used": 0, "hidden": 768, "ffn": 512}, 4, 227 << 10),
 ]
+WIDE = {"layers": 1, "hidden": 4352, "heads": 68, "kv_heads": 4, "head_dim": 64, "ffn": 512}
+WIDE |= {"experts": 14, "experts_used": 13}
 
 
 @pytest.mark.parametrize(
     ("shape", "bulk", "few_tiles"),
-    [*((s, bulk, 4) for s in SHAPES for bulk in (False, True)), (SHAPES[2], False, 0)],
+    [
+        *((s, bulk, 4) for s in SHAPES for bulk in (False, True)),
+        (SHAPES[2], False, 0),
+        ((WIDE, 40, 227 << 10), True, 4),
+    ],
 )
 def test_decode_graph_of_other_shapes(tmp_path, monkeypatch, shape, bulk, few_tiles):
     """few_tiles 0: as if the tiles were many, which a kernel of their own merges."""
     print("seed", SEED)
     monkeypatch.setattr(step_attention, "FEW_TILES", few_tiles)
     geometry, multiprocessors, shared = shape
-    path = write_model(tmp_path / "m.gguf", Geometry(layers=2, **geometry), seed=SEED)
+    path = write_model(tmp_path / "m.gguf", Geometry(**{"layers": 2} | geometry), seed=SEED)
     engine = EngineConfig(context=256, max_sequences=1, chunk=64)
     rng, pages = np.random.default_rng(SEED), np.arange(4, dtype=np.int32)[None]
     with GGUFFile.open(path) as file:
@@ -98,6 +105,7 @@ def test_experts_of_equal_probability(tmp_path, alike):
     for tensor in gguf.GGUFReader(path, "r+").tensors:
         if "ffn_gate_inp" in tensor.name:
             rows = tensor.data.reshape(geometry["experts"], -1)
+            assert np.shares_memory(rows, tensor.data)
             for first in range(0, len(rows) + 1 - alike, alike):
                 rows[first : first + alike] = rows[first]
     engine = EngineConfig(context=128, max_sequences=1, chunk=64)

@@ -18,7 +18,7 @@ from isobit.backends.cuda.fusions.decode_memory import (
 )
 from isobit.backends.cuda.fusions.delta_net import DeltaNet
 from isobit.backends.cuda.fusions.head_vectors import HeadVectors
-from isobit.backends.cuda.fusions.step_attention import TileResults, attend, tile_buffers
+from isobit.backends.cuda.fusions.step_attention import TileResults, attend
 from isobit.backends.cuda.lowering import Lowering
 from isobit.backends.cuda.workspace import NOT_EXCHANGED, BufferView, Exchange, Pass
 from isobit.model.graph import Op, Value
@@ -302,8 +302,8 @@ class Launches:
         g, at, rows = self._g, p.inputs, self._layer.rows
         most = step_attention.tiles_at_once(h, g.gpu, rows)
         most = most if p.many else min(most, step_attention.FEW_TILES)
-        # Few tiles have a block each.
-        buffers = tile_buffers(h, g.gpu) if p.many else 1
+        each_has_one = not p.many and most >= min(g.tiles, step_attention.FEW_TILES)
+        buffers = 1 if each_has_one else step_attention.tile_buffers(h, g.gpu)
         attend(g, h, p, self._qkv.address, results, most, buffers)
         if p.many:
             g.launch(
@@ -346,7 +346,8 @@ class Launches:
         self._launch(
             "decode_gate_up",
             (*normed, self._x.address, layer.norms[1](), layer.eps[1], self._matrix("gate"))
-            + (self._matrix("up"), *shared, p.inputs.number, self._prediction.address)
+            + (self._matrix("up"), *shared, p.inputs.number, _asked_early(layer, p))
+            + (self._prediction.address,)
             + (self.chosen.address, self._swiglu.address),
             NOT_EXCHANGED if layer.experts else self.of("out"),
             self.of("swiglu"),
@@ -364,6 +365,12 @@ class Launches:
             self.of("swiglu"),
             self.of("ffn"),
         )
+
+
+def _asked_early(layer: Layer, p: Pass) -> int:
+    """Steps of gate and up that are asked for before the router has ended: none where attention of
+    few tiles is so soon done that they would be in the way (docs/performance.md)."""
+    return int(p.many or layer.rows > 1)
 
 
 def _ahead(layer: Layer, g: Lowering) -> bool:

@@ -136,7 +136,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
     };
     if (KIN == 1 || warp_id() < vectors) fetch_turn();
     own.from = at_hand(own.from);
-    const int own_page = pages[tiles - 1];  // it is on its way before x is there
+    const int own_page = pages[tiles - 1];  // of this token; it is on its way before x is there
     let_next_start();
     for (int i = threadIdx.x; i < int(sizeof sh->q) / 4; i += ATTENTION_THREADS)
         reinterpret_cast<int*>(sh->q)[i] = 0;  // heads that are not there stay so
@@ -154,7 +154,7 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
         bool is_q = own.is_q, is_k = own.is_k;
         int b = own.back, at = position - b;
         x.of(own.from, int64(gridDim.z) * VECTORS * HEAD_DIM, is_q || is_k);
-        int page = b == 0 ? own_page : pages[at / KV_PAGE], slot = at % KV_PAGE;
+        int slot = at % KV_PAGE;
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
             int c = lane_id() + WARP * n;
@@ -165,16 +165,16 @@ KERNEL(320) decode_attention(const float* qkv, const float* q_norm, const float*
                     sh->q[p][i][c] = plane[p];
                 } else if (is_k) {
                     sh->k[b][p][c] = plane[p];
-                    if (b == 0) cache.keys(page, head, p)[slot * HEAD_DIM + c] = plane[p];
+                    if (b == 0) cache.keys(own_page, head, p)[slot * HEAD_DIM + c] = plane[p];
                 } else {
                     sh->v[b][p][c] = plane[p];
-                    if (b == 0) cache.values(page, head, p)[c * KV_PAGE + value_slot(slot)] = plane[p];
+                    if (b == 0) cache.values(own_page, head, p)[c * KV_PAGE + value_slot(slot)] = plane[p];
                 }
         }
         if (lane_id() == 0) {
             if (is_q) sh->dq[i] = mul(x.d, scale);
             else (is_k ? sh->dk : sh->dv)[b] = x.d;
-            if (!is_q && b == 0) (is_k ? dk : dv)[cache.scales(page, head) + slot] = x.d;
+            if (!is_q && b == 0) (is_k ? dk : dv)[cache.scales(own_page, head) + slot] = x.d;
         }
     }
     for (int n = 1; n < BUFFERS; n++) fetch(n, 0), fetch(n, 1);

@@ -96,9 +96,11 @@ KERNEL(512) decode_attn_out(const float* attention, const int* positions, const 
         int64 row = (share.row + r) * int64(HEADS) * most_tiles;
         return {max_and_sum + row, tiles + row * HEAD_DIM, most_tiles, have[r]};
     };
-    TileResults::Place first = results_of(0).place(warp_id() * SUPER + 8 * lane_id());
     const float* own_values = first_values<ATTENDED_SUPERS>(attention, share.row);
+#ifndef BOUNDS
+    TileResults::Place first = results_of(0).place(warp_id() * SUPER + 8 * lane_id());
     first.max_and_sum = at_hand(first.max_and_sum), first.out = at_hand(first.out);
+#endif
     mark(1, 4);
     wait_for_previous();
     mark(1, 1);

@@ -86,11 +86,12 @@ struct GateUpShared {
     Choice choice;
     __align__(LINE) uint8 tail[16];
 };
-// chosen: expert and weight of each rank with the step's number, which decode_down looks for.
+// chosen: expert and weight of each rank with the step's number, which decode_down looks for. ahead: steps of each warp
+// whose weights are asked for before the router has ended.
 KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int normalise, float* x,
                            const float* norm, float eps, const uint8* gate, const uint8* up,
                            const uint8* shared_gate, const uint8* shared_up,
-                           const int* step_number, const uint64* prediction, uint64* chosen,
+                           const int* step_number, int ahead, const uint64* prediction, uint64* chosen,
                            float* y, const uint64* exchanges, int received, int sent) {
     DYNAMIC_SHARED(GateUpShared, sh);
     mark(3, 0);
@@ -105,7 +106,7 @@ KERNEL(512) decode_gate_up(const ActivationBlock* acts, const float* logits, int
     int number = *step_number;
     fill_slots(warp_id() == 0 ? predicted_experts<POLL_FOREVER>(prediction + share.row * EXPERTS, number) : 0, &sh->choice);
     let_next_start();
-    products.start(1, 1);
+    products.start(1, ahead);
     constexpr int WORDS = HIDDEN_SUPERS * sizeof(ActivationBlock) / sizeof(int4), TAKING = BLOCK - WARP,
                   EACH = (WORDS + TAKING - 1) / TAKING;
     int4 words[EACH];

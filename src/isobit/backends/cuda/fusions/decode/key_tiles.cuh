@@ -185,7 +185,7 @@ DEV void value_products(const TileBytes& key_tile, const AttentionShared* sh, F 
 // The block's tiles in turn, from blockIdx.x on, every gridDim.x-th; the first has been fetched, or as many
 // as there are BUFFERS. fetch(n, which): k (0) or v (1) of the block's tile n. lacks(t): whether a tile was
 // fetched without some tokens, which patch(t, tile) then writes, with a barrier behind. weighed(i, query, m and
-// l), for each query of the warp, its i-th, and found(t, b, n, c, output): results. ended(t): nobody waits for what it does.
+// l), for each query of the warp, its i-th, and found(t, b, n, c, output): results. ended(t): no other warp of the block waits for what it does.
 constexpr int QUERIES_EACH = (GROUP + 7) / 8;
 template <class Fetch, class Lacks, class Patch, class Weighed, class Found, class Ended>
 DEV void tiles_in_turn(const Fetches& fetches, int position, int tiles, Fetch fetch, Lacks lacks, Patch patch,

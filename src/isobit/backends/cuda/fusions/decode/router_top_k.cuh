@@ -8,8 +8,8 @@ struct TopKShared {
     int expert[WARP];  // candidates, in ascending order
     uint32 of[WARP];   // the bits of p of each
 };
-// By one warp. logits: from the lane's first on. likely: USED different experts; the more of them are chosen, the fewer are compared. found(rank, expert, p):
-// by one lane each, for the first USED ranks. A barrier must follow.
+// By one warp. logits: from the lane's first on. likely: USED experts, none twice; the more of them are chosen, the fewer
+// are compared. found(rank, expert, p): by one lane each, for the first USED ranks. A barrier must follow.
 template <class Found>
 DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Found found) {
     static_assert(USED <= WARP, "decode_layer.py asks for it");
@@ -42,7 +42,7 @@ DEV void router_top_k(const float* logits, const int* likely, TopKShared* sh, Fo
         if (e < EXPERTS) sh->p[e] = of;
     }
     __syncwarp();
-    // No more than USED - 1 experts come before the least of USED others, so that none with less is chosen.
+    // USED experts, none twice, have at least the least of the likely ones' probabilities, so none with less is chosen.
     uint32 least = ~warp_max(lane_id() < USED ? ~bits(sh->p[one]) : 0u);
     int n = 0;
 #pragma unroll
