@@ -9,6 +9,7 @@ nothing reads them.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class Lowering:
         self._free: dict[tuple[object, ...], list[int]] = {}
         self._held: dict[Value, int] = {}
         self._quantised: set[Value] = set()
-        self._scratched = 0
+        self._scratched: dict[Value, int] = {}
         self.cache_of: dict[Value, int] = {}
         at = 0
         while at < len(self._ops):
@@ -174,6 +175,8 @@ class Lowering:
         phase.stages += [v for v in op.outputs if v.name is not None]
         for v in op.outputs:
             self._forms(v, chain)
+        for v in op.inputs:
+            self._scratched.pop(v, None)
         return phase
 
     def simple(self, op: Op, **fields: Any) -> Instruction:
@@ -194,8 +197,9 @@ class Lowering:
         alone = value.name is None and value not in self._read_elsewhere
         if alone and len(readers) == 1 and readers[0].operation.per_vector:
             if value not in self.places:
-                index = 1 + self._scratched % 2
-                self._scratched += 1
+                taken = self._scratched.values()  # by what is still to be read
+                index = next(i for i in count(1) if i not in taken)
+                self._scratched[value] = index
                 self.places[value] = self.scratch_vector(index, value.shape.row[-1])
             return self.places[value]
         return self.place(value)
