@@ -178,6 +178,16 @@ def expert_matmul(g: Writer, fmt: str, columns: int = 512) -> Value:
     return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, columns)])
 
 
+def experts_of_two_choices(g: Writer, k: int) -> Value:
+    """By turns, and the first once more."""
+    x = g.given(values(g.rng, g.rows, 64))
+    choices = [g.add((None, None), TopK(k, True), g.columns(x, 9 * i, 7 + i))[1] for i in (0, 1, 2)]
+    for i, ids in enumerate([*choices, choices[0]]):
+        stack = floats(g.rng.standard_normal((ids.shape.below, 24, 64)))
+        y = g.one(f"y{i}", ExpertMatMul(), x, ids, weights=[stack])
+    return y
+
+
 def expert_bias(g: Writer, normed: bool) -> Value:
     x = g.random(96, normed)
     _, ids = g.add(None, TopK(2, normalise=True), g.one(None, Columns(3, 5), x))
@@ -289,5 +299,6 @@ CASES = (
         )
         for name in ("Q4_K", "Q6_K")
     ),
+    Case(experts_of_two_choices, {"k": 3}, (9, 3), ((), (1,))),
     *(Case(expert_bias, {"normed": n}) for n in (False, True)),
 )

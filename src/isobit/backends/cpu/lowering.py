@@ -77,6 +77,8 @@ class Phase:
     stages: list[Value] = field(default_factory=list)
     used: set[Value] = field(default_factory=set)
     """What it reads and makes: these slots are not given to others of the phase."""
+    by_expert: bool = False
+    """Whether it needs pairs of tokens and experts in order."""
 
 
 def instruction(kind: str, **fields: Any) -> Instruction:
@@ -122,6 +124,7 @@ class Lowering:
         self._quantised: set[Value] = set()
         self._scratched: dict[Value, int] = {}
         self.cache_of: dict[Value, int] = {}
+        self._grouped: object = None
         at = 0
         while at < len(self._ops):
             at += self._lower(at)
@@ -284,6 +287,20 @@ class Lowering:
         op = self._ops[at]
         for claim in import_module("isobit.backends.cpu.fusions").CLAIMS:
             if count := claim(self, self._ops[at:]):
+    def group(self, ids: Value, experts: tuple[int, int], op: Op) -> None:
+        """Have the pairs of tokens and these of their experts by expert, for products from now on:
+        the extension knows one such order at a time."""
+        if (wanted := (ids, experts)) == self._grouped:
+            return
+        self._grouped = wanted
+        made = instruction("group", in_=[self.place(ids)], integers=[*experts, ids.shape.width])
+        at = next(i for i, p in enumerate(self.phases) if any(ids in c.made for c in p.chains))
+        phase = self.phases[at]
+        if any(p.by_expert for p in self.phases[at:]):  # by the order until then
+            phase = Phase("map", op.layer, ids.shape.rows, used={ids})
+            self.phases.append(phase)
+        phase.after.append(made)
+
                 return int(count)
         if not op.on_request:
             self._module(op, op.kind).lower(self, op)
