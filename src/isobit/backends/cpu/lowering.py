@@ -175,11 +175,11 @@ class Lowering:
         phase.used.update(self._source(v) for v in (*op.inputs, *op.outputs))
         chain.ops.append(made)
         chain.made.update(op.outputs)
+        for v in op.inputs:
+            self._scratched.pop(v, None)
         phase.stages += [v for v in op.outputs if v.name is not None]
         for v in op.outputs:
             self._forms(v, chain)
-        for v in op.inputs:
-            self._scratched.pop(v, None)
         return phase
 
     def simple(self, op: Op, **fields: Any) -> Instruction:
@@ -227,27 +227,40 @@ class Lowering:
         """What values that take turns in a slot have in common; last, whether its rows are
         quantised whole, though they are of several vectors."""
         shape = value.shape
-        readers = [self._ops[i] for i in self._readers.get(value, ())]
-        whole = any(
-            isinstance(op.operation, Columns) and op.operation.width == shape.width
-            for op in readers
-        )
+        readers = [self._ops[i].operation for i in self._readers.get(value, ())]
+        whole = any(isinstance(o, Columns) and o.width == shape.width for o in readers)
+        whole = whole and not any(isinstance(o, MatMul | ExpertMatMul | Attention) for o in readers)
         return shape.row, shape.rows, shape.dtype, whole
 
-    def view(self, value: Value, of: Value, first: int, step: int) -> None:
-        """A value that is a part of another, from a column on."""
+    def view(self, op: Op, first: int, step: int) -> None:
+        """What an operation gives is a part of its input, from a column on."""
+        (of,), (value,) = op.inputs, op.outputs
+        if len(of.shape.row) > 1 and self.places[of].step != of.shape.row[-1]:
+            self._copy(of, op)  # its columns lie apart
         place = self.places[of]
         self.places[value] = replace(place, offset=place.offset + first, step=step)
         self._sources[value] = self._source(of)
 
     def fixed(self, value: Value, op: Op) -> BufferView:
-        """A product's input; quantised in a phase of its own, if it was not where it was made."""
+        """A product's input, a slot's whole rows; quantised in a phase of its own, if it was not
+        where it was made."""
+        row, slot = value.shape.row, self.slots[self.places[value].slot]
+        if (slot["width"], slot["vector"]) != (value.shape.width, row[-1]):
+            self._copy(value, op)
         if any(w.format.quantized for w in op.weights) and value not in self._quantised:
-            row = value.shape.row
             chain = Chain(1 if len(row) == 1 else row[0], {value}, [self._quantise(value)])
             rows = value.shape.rows
             self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
         return self.places[value]
+
+    def _copy(self, value: Value, op: Op) -> None:
+        """Have a part of another value in a slot of its own, for what reads it from now on."""
+        row, part, of = value.shape.row, self.places.pop(value), self._sources.pop(value)
+        made = instruction("copy", in_=[part], out=[self.place(value)], integers=[row[-1]])
+        chain = Chain(1 if len(row) == 1 else row[0], {value}, [made])
+        rows = value.shape.rows
+        self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={of, value}))
+        self._forms(value, chain)
 
     def scratch_vector(self, index: int, length: int) -> BufferView:
         """A thread's scratch memory."""
@@ -274,19 +287,6 @@ class Lowering:
         assert set(self.routers) == {k}, "routers that choose different numbers"
         return len(self.routers) - 1
 
-    def table(self, table: RopeTable) -> int:
-        """The number of a RoPE table."""
-        if table not in self.tables:
-            self.tables.append(table)
-        return self.tables.index(table)
-
-    # Phases and chains
-
-    def _lower(self, at: int) -> int:
-        """Lower what begins at an operation; how many it was."""
-        op = self._ops[at]
-        for claim in import_module("isobit.backends.cpu.fusions").CLAIMS:
-            if count := claim(self, self._ops[at:]):
     def group(self, ids: Value, experts: tuple[int, int], op: Op) -> None:
         """Have the pairs of tokens and these of their experts by expert, for products from now on:
         the extension knows one such order at a time."""
@@ -301,6 +301,19 @@ class Lowering:
             self.phases.append(phase)
         phase.after.append(made)
 
+    def table(self, table: RopeTable) -> int:
+        """The number of a RoPE table."""
+        if table not in self.tables:
+            self.tables.append(table)
+        return self.tables.index(table)
+
+    # Phases and chains
+
+    def _lower(self, at: int) -> int:
+        """Lower what begins at an operation; how many it was."""
+        op = self._ops[at]
+        for claim in import_module("isobit.backends.cpu.fusions").CLAIMS:
+            if count := claim(self, self._ops[at:]):
                 return int(count)
         if not op.on_request:
             self._module(op, op.kind).lower(self, op)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from isobit.backends.cpu.device.load import matrix
 from isobit.backends.cpu.lowering import Lowering, Phase, instruction
 from isobit.model.graph import Op
+from isobit.numerics.ops import ExpertMatMul
 
 
 def lower(to: Lowering, op: Op) -> None:
