@@ -16,7 +16,6 @@ from isobit.numerics.ops import (
     ExpertMatMul,
     MatMul,
     SelectRows,
-    Silu,
     SiluGate,
     TopK,
 )
@@ -179,34 +178,6 @@ def expert_matmul(g: Writer, fmt: str, columns: int = 512) -> Value:
     return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, columns)])
 
 
-def matmul_of_parts(g: Writer, fmt: str) -> Value:
-    """Of some columns of a row; of head vectors that lie apart in it, and of theirs."""
-    x = g.given(values(g.rng, g.rows, 1100))
-    apart = g.heads(x, 3, 5, 128, 200)
-    whole = g.columns(apart, 0, 640)
-    for i, part in enumerate((g.columns(x, 0, 256), g.columns(x, 301, 256), whole)):
-        w = weight(g.rng, NAMED[fmt], 24, part.shape.width)
-        y = g.one(f"y{i}", MatMul(), part, weights=[w])
-    g.one(
-        "again", MatMul(), g.columns(whole, 128, 256), weights=[weight(g.rng, NAMED[fmt], 9, 256)]
-    )
-    g.one("heads", Silu(), g.heads(apart, 64, 3, 32, 128))
-    return y
-
-
-def experts_of_parts(g: Writer, fmt: str) -> Value:
-    """Head vectors of a row, each to an expert; then as one row, too, which a product reads."""
-    _, ids = routed(g, 4, 3)
-    x = g.given(values(g.rng, g.rows, 800))
-    stack = [weight(g.rng, NAMED[fmt], 4, n, 256) for n in (256, 40)]
-    for i, part in enumerate((g.heads(x, 0, 3, 256), g.heads(x, 9, 3, 256, 260))):
-        y = g.one(f"down{i}", ExpertMatMul(), part, ids, weights=stack[:1])
-        g.one(f"more{i}", ExpertMatMul(), y, ids, weights=stack[1:])
-        w = weight(g.rng, NAMED[fmt], 24, 768)
-        y = g.one(f"y{i}", MatMul(), g.columns(y, 0, 768), weights=[w])
-    return y
-
-
 def experts_of_two_choices(g: Writer, k: int) -> Value:
     """By turns, and the first once more."""
     x = g.given(values(g.rng, g.rows, 64))
@@ -327,11 +298,6 @@ CASES = (
             not_on=NO_AMX,
         )
         for name in ("Q4_K", "Q6_K")
-    ),
-    *(
-        Case(f, {"fmt": name}, (9, 3), ((), (1,)))
-        for f in (matmul_of_parts, experts_of_parts)
-        for name in ("F32", "Q8_0")
     ),
     Case(experts_of_two_choices, {"k": 3}, (9, 3), ((), (1,))),
     *(Case(expert_bias, {"normed": n}) for n in (False, True)),

@@ -235,31 +235,40 @@ class Lowering:
     def view(self, op: Op, first: int, step: int) -> None:
         """What an operation gives is a part of its input, from a column on."""
         (of,), (value,) = op.inputs, op.outputs
-        if len(of.shape.row) > 1 and self.places[of].step != of.shape.row[-1]:
-            self._copy(of, op)  # its columns lie apart
+        self.dense(of, op)
         place = self.places[of]
         self.places[value] = replace(place, offset=place.offset + first, step=step)
         self._sources[value] = self._source(of)
+        if value.name is not None:
+            self.copy(value, op)  # a stage is shown as it lies
+
+    def dense(self, value: Value, op: Op) -> None:
+        """Have a value's vectors one behind the other, for what reads them as one."""
+        row = value.shape.row
+        if len(row) > 1 and self.places[value].step != row[-1]:
+            self.copy(value, op)
 
     def fixed(self, value: Value, op: Op) -> BufferView:
         """A product's input, a slot's whole rows; quantised in a phase of its own, if it was not
         where it was made."""
         row, slot = value.shape.row, self.slots[self.places[value].slot]
         if (slot["width"], slot["vector"]) != (value.shape.width, row[-1]):
-            self._copy(value, op)
+            self.copy(value, op)
         if any(w.format.quantized for w in op.weights) and value not in self._quantised:
             chain = Chain(1 if len(row) == 1 else row[0], {value}, [self._quantise(value)])
             rows = value.shape.rows
             self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
         return self.places[value]
 
-    def _copy(self, value: Value, op: Op) -> None:
-        """Have a part of another value in a slot of its own, for what reads it from now on."""
-        row, part, of = value.shape.row, self.places.pop(value), self._sources.pop(value)
+    def copy(self, value: Value, op: Op) -> None:
+        """Have a value in a slot of its own, in the forms in which it is read from now on."""
+        row, part, of = value.shape.row, self.places.pop(value), self._sources.pop(value, value)
         made = instruction("copy", in_=[part], out=[self.place(value)], integers=[row[-1]])
         chain = Chain(1 if len(row) == 1 else row[0], {value}, [made])
         rows = value.shape.rows
-        self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={of, value}))
+        phase = Phase("map", op.layer, rows, chains=[chain], used={of, value})
+        phase.stages = [v for v in op.outputs if v is value and v.name is not None]
+        self.phases.append(phase)
         self._forms(value, chain)
 
     def scratch_vector(self, index: int, length: int) -> BufferView:

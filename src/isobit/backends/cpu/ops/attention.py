@@ -9,7 +9,8 @@ def lower(to: Lowering, op: Op) -> None:
     """Attention of all heads."""
     assert isinstance(op.operation, Attention)
     q, keys, values, _ = op.inputs
-    assert to.slots[to.places[q].slot].get("query"), "queries: expected what an operation makes"
+    if not to.slots[to.places[q].slot].get("query"):
+        to.copy(q, op)  # makes them what attention reads
     assert q.shape.row[1] == keys.shape.row[1] == values.shape.row[1]
     made = instruction(
         "attention",

@@ -8,6 +8,7 @@ from isobit.model.graph import Op
 
 def lower(to: Lowering, op: Op) -> None:
     """A row of the convolution; when its phase is done, the last rows are kept."""
+    to.dense(op.inputs[0], op)
     channels, taps = op.weights[0].shape
     vectors = [np.ascontiguousarray(op.weights[0].float32().T).reshape(-1)]
     integers = [to.state(op), taps, channels]
