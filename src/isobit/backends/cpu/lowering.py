@@ -1,4 +1,4 @@
-"""The graph of a model as the flat program that the extension runs (program.h).
+"""The graph of a model as the flat program that the extension runs (program.py).
 
 Operations on vectors that follow one another become chains of one phase, so that threads meet once
 for all of them; products that do not wait for one another become one phase, and so do the two
@@ -7,7 +7,7 @@ nothing reads them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from isobit import numerics
+from isobit.backends.cpu.program import BufferView, Chain, Instruction, Phase, instruction
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Op, Value
 from isobit.numerics import RopeTable
@@ -32,61 +33,6 @@ from isobit.numerics.ops import (
 _HEADS_AT_ONCE = 4
 LOGITS = 0
 """The slot of the logits, which are the caller's memory."""
-
-
-@dataclass(frozen=True)
-class BufferView:
-    """Where a value lies: see Ref of program.h."""
-
-    slot: int
-    width: int
-    offset: int = 0
-    step: int = 0
-    gather: bool = False
-
-    def as_tuple(self) -> tuple[int, int, int, int, bool]:
-        """As the extension takes it."""
-        return self.slot, self.width, self.offset, self.step, self.gather
-
-
-Instruction = dict[str, Any]
-"""Op of program.h: kind, in, out, vectors, matrices, numbers, integers."""
-
-
-@dataclass
-class Chain:
-    """Instructions for each of ``vectors`` vectors of a row."""
-
-    vectors: int
-    made: set[Value] = field(default_factory=set)
-    ops: list[Instruction] = field(default_factory=list)
-    at_once: int = 1
-
-
-@dataclass
-class Phase:
-    """What runs between two meetings of the threads."""
-
-    kind: str
-    layer: int | None
-    rows: str = TOKENS
-    traced: bool = False
-    chains: list[Chain] = field(default_factory=list)
-    op: Instruction = field(default_factory=dict)
-    after: list[Instruction] = field(default_factory=list)
-    stages: list[Value] = field(default_factory=list)
-    used: set[Value] = field(default_factory=set)
-    """What it reads and makes: these slots are not given to others of the phase."""
-    by_expert: bool = False
-    """Whether it needs pairs of tokens and experts in order."""
-
-
-def instruction(kind: str, **fields: Any) -> Instruction:
-    """An instruction; what is not given is empty."""
-    empty: Instruction = {
-        k: [] for k in ("in", "out", "vectors", "matrices", "numbers", "integers")
-    }
-    return empty | {"kind": kind, **{k.rstrip("_"): v for k, v in fields.items()}}
 
 
 class Lowering:
@@ -139,7 +85,7 @@ class Lowering:
             ],
             "caches": self.caches,
             "states": self.states,
-            "phases": [self._phase(p) for p in self.phases],
+            "phases": [p.flat(self.places) for p in self.phases],
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
             "vocab": self.graph.logits.shape.width,
@@ -403,33 +349,6 @@ class Lowering:
             return None
         made = next(i for i, p in enumerate(self.phases) if any(value in c.made for c in p.chains))
         return made, self.places[value].as_tuple(), value.shape.width
-
-    def _phase(self, p: Phase) -> dict[str, Any]:
-        return {
-            "kind": p.kind,
-            "layer": -1 if p.layer is None else p.layer,
-            "logit_rows": p.rows == LOGIT_ROWS,
-            "traced": p.traced,
-            "chains": [(c.vectors, c.at_once, [_flat(o) for o in c.ops]) for c in p.chains],
-            "after": [_flat(o) for o in p.after],
-            "op": _flat(p.op) if p.op else None,
-            "shows": [self._show(v) for v in p.stages],
-        }
-
-    def _show(self, value: Value) -> tuple[Any, ...]:
-        shape = value.shape
-        return (
-            value.name,
-            -1 if value.layer is None else value.layer,
-            self.places[value].as_tuple(),
-            shape.dtype is not np.float32,
-            shape.rows == LOGIT_ROWS,
-            list(shape.row),
-        )
-
-
-def _flat(i: Instruction) -> dict[str, Any]:
-    return i | {end: [place.as_tuple() for place in i[end]] for end in ("in", "out")}
 
 
 def _together(vectors: int) -> int:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from isobit.backends.cpu.lowering import Lowering, instruction
+from isobit.backends.cpu.lowering import Lowering
+from isobit.backends.cpu.program import instruction
 from isobit.model.graph import Op
 
 
