@@ -115,7 +115,7 @@ public:
             if (*std::max_element(positions.data(), positions.data() + T) >= table.rows)
                 return MORE_ROPE;
         const size_t R = logit_rows.shape(0);
-        const Batch batch = {(int)T, (int)pages.shape(0), (int)pages.shape(1), (int)R,
+        const Batch batch = {(int)T, (int)pages.shape(1), (int)R,
                              tokens.data(), positions.data(), sequence.data(), pages.data(),
                              logit_rows.data(), states ? states->data() : nullptr,
                              received ? received->data() : nullptr,
