@@ -130,6 +130,16 @@ def every_scale_of_mxfp4(g: Writer, columns: int) -> Value:
     return g.one("y", MatMul(), x, weights=[powers_weight(g.rng, columns)])
 
 
+def every_scale_of_nvfp4(g: Writer, columns: int) -> Value:
+    """And those with the bit that is not looked at, in products and in rows of a table."""
+    blocks = g.rng.integers(0, 256, (64, columns // 64, 36), dtype=np.uint8)
+    blocks[:, :, :4] = np.arange(256).reshape(64, 1, 4)
+    w = Weight("w", NAMED["NVFP4"], (64, columns), blocks.reshape(-1))
+    g.one("rows", Embedding(), g.tokens, weights=[w])
+    x = g.given(g.rng.standard_normal((g.rows, columns)))
+    return g.one("y", MatMul(), x, weights=[w])
+
+
 def quantise(g: Writer) -> Value:
     """Activations as products read them, value by value."""
     for columns in (32, 256, 288, 2080):
@@ -265,6 +275,11 @@ CASES = (
     *(
         Case(every_scale_of_mxfp4, {"columns": n}, (6,), ((),), p, finite=True)
         for n in (320, 512)
+        for p in (1, 2)
+    ),
+    *(
+        Case(every_scale_of_nvfp4, {"columns": n}, (64,), ((1, 4), ()), p)
+        for n in (64, 512)
         for p in (1, 2)
     ),
     *(Case(quantise, {}, (28,), ((),), p) for p in (1, 2)),
