@@ -9,6 +9,7 @@ import pytest
 
 from isobit.backends.base import Backend
 from isobit.backends.cpu import CpuBackend, _cpu
+from isobit.backends.cpu.lowering import Lowering
 from isobit.backends.reference import ReferenceBackend
 from isobit.config import EngineConfig
 from isobit.errors import BackendUnavailable
@@ -104,6 +105,20 @@ def test_an_operation_that_a_backend_lacks_is_named() -> None:
         BackendUnavailable, match=r"^cpu: unheard_of of layer 7 is not implemented$"
     ):
         CpuBackend(weights, EngineConfig(context=64))
+
+
+@pytest.mark.parametrize("wrong", [np.float64, lambda x: x.repeat(2)[::2]], ids=["type", "gaps"])
+def test_a_vector_that_would_have_to_be_copied_is_refused(wrong: Callable[..., object]) -> None:
+    """The extension keeps where vectors lie, and not the copies of others."""
+    w = written(Case(softcap, {"normed": True}))
+    program = Lowering(w.weights.graph).program()
+    program |= {"planes": 2, "pages": 1, "sequences": 0, "lane_tokens": 0}
+    assert _cpu.Engine(program, "", 1)
+    steps = [s for p in program["phases"] for _, _, steps in p["chains"] for s in steps]
+    norm = next(s for s in steps if s["vectors"])
+    norm["vectors"] = [wrong(v) for v in norm["vectors"]]
+    with pytest.raises(ValueError, match="float32 in one piece"):
+        _cpu.Engine(program, "", 1)
 
 
 def test_the_formats_of_the_kernels_are_those_of_the_table() -> None:

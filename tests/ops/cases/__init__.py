@@ -1,6 +1,6 @@
 """The cases of every operation, a file a family."""
 
-from tests.ops.cases import attention, norms, pointwise, products, recurrent, routing
+from tests.ops.cases import attention, norms, pointwise, products, recurrent, routing, views
 from tests.ops.harness import Case
 
 CASES: tuple[Case, ...] = (
@@ -10,4 +10,5 @@ CASES: tuple[Case, ...] = (
     *attention.CASES,
     *routing.CASES,
     *recurrent.CASES,
+    *views.CASES,
 )

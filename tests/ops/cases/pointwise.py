@@ -144,6 +144,17 @@ def gated_rows(g: Writer, gate: Callable[..., Value], n: int) -> Value:
     return y
 
 
+def in_turns(g: Writer, n: int) -> Value:
+    """Values that wait for others, which have no name, and are made one from another."""
+    x = g.random(96, normed=True)
+    waiting = [g.one(None, Silu(), x) for _ in range(n)]
+    made = [g.one(None, Sigmoid(), x) for _ in range(n)]
+    last = g.one(None, Silu(), g.one(None, Silu(), g.one(None, Sigmoid(), x)))
+    for y in (*waiting, *made):
+        last = g.one(None, Add(), g.one(None, Silu(), last), y)
+    return g.one("y", Add(), last, x)
+
+
 ROPES = ((2, "whole"), (6, "whole"), (200, "whole"), (24, "partial"), (40, "partial"))
 ROPES += ((24, "yarn"), (24, "factors"))
 BOTH = (silu, sigmoid, silu_gate, gelu_gate, clamped_gate, sigmoid_gate, multiply, gated_add, join)
@@ -151,6 +162,7 @@ BOTH += (bias, relu_squared, scale, scaled_gate, softcap, decay)
 CASES = (
     *(Case(f, {"normed": n}) for f in BOTH for n in (False, True)),
     Case(exponential, cuts=((),)),
+    *(Case(in_turns, {"n": n}, (5,), ((),)) for n in (1, 2)),
     *(
         Case(gated_rows, {"gate": SiluGate, "n": n}, (20,), ((), (1, 7)), p, finite=True)
         for n in (32, 256, 608, 768)

@@ -130,6 +130,16 @@ def every_scale_of_mxfp4(g: Writer, columns: int) -> Value:
     return g.one("y", MatMul(), x, weights=[powers_weight(g.rng, columns)])
 
 
+def every_scale_of_nvfp4(g: Writer, columns: int) -> Value:
+    """And those with the bit that is not looked at, in products and in rows of a table."""
+    blocks = g.rng.integers(0, 256, (64, columns // 64, 36), dtype=np.uint8)
+    blocks[:, :, :4] = np.arange(256).reshape(64, 1, 4)
+    w = Weight("w", NAMED["NVFP4"], (64, columns), blocks.reshape(-1))
+    g.one("rows", Embedding(), g.tokens, weights=[w])
+    x = g.given(g.rng.standard_normal((g.rows, columns)))
+    return g.one("y", MatMul(), x, weights=[w])
+
+
 def quantise(g: Writer) -> Value:
     """Activations as products read them, value by value."""
     for columns in (32, 256, 288, 2080):
@@ -176,6 +186,16 @@ def expert_matmul(g: Writer, fmt: str, columns: int = 512) -> Value:
     _, ids = routed(g, 5, 2)
     x = g.given(values(g.rng, g.rows, columns))
     return g.one("y", ExpertMatMul(), x, ids, weights=[weight(g.rng, NAMED[fmt], 5, 24, columns)])
+
+
+def experts_of_two_choices(g: Writer, k: int) -> Value:
+    """By turns, and the first once more."""
+    x = g.given(values(g.rng, g.rows, 64))
+    choices = [g.add((None, None), TopK(k, True), g.columns(x, 9 * i, 7 + i))[1] for i in (0, 1, 2)]
+    for i, ids in enumerate([*choices, choices[0]]):
+        stack = floats(g.rng.standard_normal((ids.shape.below, 24, 64)))
+        y = g.one(f"y{i}", ExpertMatMul(), x, ids, weights=[stack])
+    return y
 
 
 def expert_bias(g: Writer, normed: bool) -> Value:
@@ -257,6 +277,11 @@ CASES = (
         for n in (320, 512)
         for p in (1, 2)
     ),
+    *(
+        Case(every_scale_of_nvfp4, {"columns": n}, (64,), ((1, 4), ()), p)
+        for n in (64, 512)
+        for p in (1, 2)
+    ),
     *(Case(quantise, {}, (28,), ((),), p) for p in (1, 2)),
     *(Case(embedding, {"fmt": name}, (11,), ((),)) for name in NAMED),
     *(
@@ -289,5 +314,6 @@ CASES = (
         )
         for name in ("Q4_K", "Q6_K")
     ),
+    Case(experts_of_two_choices, {"k": 3}, (9, 3), ((), (1,))),
     *(Case(expert_bias, {"normed": n}) for n in (False, True)),
 )

@@ -85,10 +85,6 @@ GREEDY, ROUTES = "greedy", "routes"
 """What a device may make by itself (``Backend.on_device``)."""
 
 
-# Batch, Wanted and Results are made for every pass. Frozen ones would take 3 µs each, six times as
-# long, beside 450 of a small model's step.
-
-
 def host_memory() -> Memory | None:
     """The host's; None where the system does not tell."""
     if inf in (free := machine.free_memory(), total := machine.total_memory()):

@@ -28,6 +28,8 @@ CHOSEN = "moe_router_indices"
 """The stage of the experts that were chosen."""
 
 
+# Batch, Wanted and Results are made for every pass. Frozen ones would take 3 µs each, six times as
+# long, beside 450 of a small model's step.
 @dataclass(slots=True)
 class Batch:
     """Tokens to run in one pass; they may belong to several sequences.

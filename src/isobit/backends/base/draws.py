@@ -85,7 +85,7 @@ class Draws:
             allowed = np.full(shape, 0xFFFFFFFF, np.uint32)
             for i, fill in self.held:
                 fill(allowed[i])
-        ids, _ = sampler.draw(logits, self.columns, self.index, edits, allowed)
+        ids = sampler.draw(logits, self.columns, self.index, edits, allowed)
         if not self.logprobs:
             return ids, None
         logprobs = sampler.measure(logits, np.maximum(ids, 0)[:, None])[1][:, 0]

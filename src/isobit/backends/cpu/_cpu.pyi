@@ -142,7 +142,6 @@ class Sampler:
         edit_logits: _Array,
         allowed: _Array | None,
         tokens: _Array,
-        logprobs: _Array,
     ) -> None: ...
     def measure(
         self,

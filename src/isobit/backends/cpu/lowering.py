@@ -1,4 +1,4 @@
-"""The graph of a model as the flat program that the extension runs (program.h).
+"""The graph of a model as the flat program that the extension runs (program.py).
 
 Operations on vectors that follow one another become chains of one phase, so that threads meet once
 for all of them; products that do not wait for one another become one phase, and so do the two
@@ -7,13 +7,15 @@ nothing reads them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from isobit import numerics
+from isobit.backends.cpu.program import BufferView, Chain, Instruction, Phase, instruction
 from isobit.errors import BackendUnavailable
 from isobit.model.graph import Graph, Op, Value
 from isobit.numerics import RopeTable
@@ -31,59 +33,6 @@ from isobit.numerics.ops import (
 _HEADS_AT_ONCE = 4
 LOGITS = 0
 """The slot of the logits, which are the caller's memory."""
-
-
-@dataclass(frozen=True)
-class BufferView:
-    """Where a value lies: see Ref of program.h."""
-
-    slot: int
-    width: int
-    offset: int = 0
-    step: int = 0
-    gather: bool = False
-
-    def as_tuple(self) -> tuple[int, int, int, int, bool]:
-        """As the extension takes it."""
-        return self.slot, self.width, self.offset, self.step, self.gather
-
-
-Instruction = dict[str, Any]
-"""Op of program.h: kind, in, out, vectors, matrices, numbers, integers."""
-
-
-@dataclass
-class Chain:
-    """Instructions for each of ``vectors`` vectors of a row."""
-
-    vectors: int
-    made: set[Value] = field(default_factory=set)
-    ops: list[Instruction] = field(default_factory=list)
-    at_once: int = 1
-
-
-@dataclass
-class Phase:
-    """What runs between two meetings of the threads."""
-
-    kind: str
-    layer: int | None
-    rows: str = TOKENS
-    traced: bool = False
-    chains: list[Chain] = field(default_factory=list)
-    op: Instruction = field(default_factory=dict)
-    after: list[Instruction] = field(default_factory=list)
-    stages: list[Value] = field(default_factory=list)
-    used: set[Value] = field(default_factory=set)
-    """What it reads and makes: these slots are not given to others of the phase."""
-
-
-def instruction(kind: str, **fields: Any) -> Instruction:
-    """An instruction; what is not given is empty."""
-    empty: Instruction = {
-        k: [] for k in ("in", "out", "vectors", "matrices", "numbers", "integers")
-    }
-    return empty | {"kind": kind, **{k.rstrip("_"): v for k, v in fields.items()}}
 
 
 class Lowering:
@@ -119,8 +68,9 @@ class Lowering:
         self._free: dict[tuple[object, ...], list[int]] = {}
         self._held: dict[Value, int] = {}
         self._quantised: set[Value] = set()
-        self._scratched = 0
+        self._scratched: dict[Value, int] = {}
         self.cache_of: dict[Value, int] = {}
+        self._grouped: object = None
         at = 0
         while at < len(self._ops):
             at += self._lower(at)
@@ -135,7 +85,7 @@ class Lowering:
             ],
             "caches": self.caches,
             "states": self.states,
-            "phases": [self._phase(p) for p in self.phases],
+            "phases": [p.flat(self.places) for p in self.phases],
             "scratch": self.scratch,
             "scratch_values": self.scratch_values,
             "vocab": self.graph.logits.shape.width,
@@ -171,6 +121,8 @@ class Lowering:
         phase.used.update(self._source(v) for v in (*op.inputs, *op.outputs))
         chain.ops.append(made)
         chain.made.update(op.outputs)
+        for v in op.inputs:
+            self._scratched.pop(v, None)
         phase.stages += [v for v in op.outputs if v.name is not None]
         for v in op.outputs:
             self._forms(v, chain)
@@ -194,8 +146,9 @@ class Lowering:
         alone = value.name is None and value not in self._read_elsewhere
         if alone and len(readers) == 1 and readers[0].operation.per_vector:
             if value not in self.places:
-                index = 1 + self._scratched % 2
-                self._scratched += 1
+                taken = self._scratched.values()  # by what is still to be read
+                index = next(i for i in count(1) if i not in taken)
+                self._scratched[value] = index
                 self.places[value] = self.scratch_vector(index, value.shape.row[-1])
             return self.places[value]
         return self.place(value)
@@ -220,27 +173,49 @@ class Lowering:
         """What values that take turns in a slot have in common; last, whether its rows are
         quantised whole, though they are of several vectors."""
         shape = value.shape
-        readers = [self._ops[i] for i in self._readers.get(value, ())]
-        whole = any(
-            isinstance(op.operation, Columns) and op.operation.width == shape.width
-            for op in readers
-        )
+        readers = [self._ops[i].operation for i in self._readers.get(value, ())]
+        whole = any(isinstance(o, Columns) and o.width == shape.width for o in readers)
+        whole = whole and not any(isinstance(o, MatMul | ExpertMatMul | Attention) for o in readers)
         return shape.row, shape.rows, shape.dtype, whole
 
-    def view(self, value: Value, of: Value, first: int, step: int) -> None:
-        """A value that is a part of another, from a column on."""
+    def view(self, op: Op, first: int, step: int) -> None:
+        """What an operation gives is a part of its input, from a column on."""
+        (of,), (value,) = op.inputs, op.outputs
+        self.dense(of, op)
         place = self.places[of]
         self.places[value] = replace(place, offset=place.offset + first, step=step)
         self._sources[value] = self._source(of)
+        if value.name is not None:
+            self.copy(value, op)  # a stage is shown as it lies
+
+    def dense(self, value: Value, op: Op) -> None:
+        """Have a value's vectors one behind the other, for what reads them as one."""
+        row = value.shape.row
+        if len(row) > 1 and self.places[value].step != row[-1]:
+            self.copy(value, op)
 
     def fixed(self, value: Value, op: Op) -> BufferView:
-        """A product's input; quantised in a phase of its own, if it was not where it was made."""
+        """A product's input, a slot's whole rows; quantised in a phase of its own, if it was not
+        where it was made."""
+        row, slot = value.shape.row, self.slots[self.places[value].slot]
+        if (slot["width"], slot["vector"]) != (value.shape.width, row[-1]):
+            self.copy(value, op)
         if any(w.format.quantized for w in op.weights) and value not in self._quantised:
-            row = value.shape.row
             chain = Chain(1 if len(row) == 1 else row[0], {value}, [self._quantise(value)])
             rows = value.shape.rows
             self.phases.append(Phase("map", op.layer, rows, chains=[chain], used={value}))
         return self.places[value]
+
+    def copy(self, value: Value, op: Op) -> None:
+        """Have a value in a slot of its own, in the forms in which it is read from now on."""
+        row, part, of = value.shape.row, self.places.pop(value), self._sources.pop(value, value)
+        made = instruction("copy", in_=[part], out=[self.place(value)], integers=[row[-1]])
+        chain = Chain(1 if len(row) == 1 else row[0], {value}, [made])
+        rows = value.shape.rows
+        phase = Phase("map", op.layer, rows, chains=[chain], used={of, value})
+        phase.stages = [v for v in op.outputs if v is value and v.name is not None]
+        self.phases.append(phase)
+        self._forms(value, chain)
 
     def scratch_vector(self, index: int, length: int) -> BufferView:
         """A thread's scratch memory."""
@@ -266,6 +241,20 @@ class Lowering:
         self.routers.append(k)
         assert set(self.routers) == {k}, "routers that choose different numbers"
         return len(self.routers) - 1
+
+    def group(self, ids: Value, experts: tuple[int, int], op: Op) -> None:
+        """Have the pairs of tokens and these of their experts by expert, for products from now on:
+        the extension knows one such order at a time."""
+        if (wanted := (ids, experts)) == self._grouped:
+            return
+        self._grouped = wanted
+        made = instruction("group", in_=[self.place(ids)], integers=[*experts, ids.shape.width])
+        at = next(i for i, p in enumerate(self.phases) if any(ids in c.made for c in p.chains))
+        phase = self.phases[at]
+        if any(p.by_expert for p in self.phases[at:]):  # by the order until then
+            phase = Phase("map", op.layer, ids.shape.rows, used={ids})
+            self.phases.append(phase)
+        phase.after.append(made)
 
     def table(self, table: RopeTable) -> int:
         """The number of a RoPE table."""
@@ -360,33 +349,6 @@ class Lowering:
             return None
         made = next(i for i, p in enumerate(self.phases) if any(value in c.made for c in p.chains))
         return made, self.places[value].as_tuple(), value.shape.width
-
-    def _phase(self, p: Phase) -> dict[str, Any]:
-        return {
-            "kind": p.kind,
-            "layer": -1 if p.layer is None else p.layer,
-            "logit_rows": p.rows == LOGIT_ROWS,
-            "traced": p.traced,
-            "chains": [(c.vectors, c.at_once, [_flat(o) for o in c.ops]) for c in p.chains],
-            "after": [_flat(o) for o in p.after],
-            "op": _flat(p.op) if p.op else None,
-            "shows": [self._show(v) for v in p.stages],
-        }
-
-    def _show(self, value: Value) -> tuple[Any, ...]:
-        shape = value.shape
-        return (
-            value.name,
-            -1 if value.layer is None else value.layer,
-            self.places[value].as_tuple(),
-            shape.dtype is not np.float32,
-            shape.rows == LOGIT_ROWS,
-            list(shape.row),
-        )
-
-
-def _flat(i: Instruction) -> dict[str, Any]:
-    return i | {end: [place.as_tuple() for place in i[end]] for end in ("in", "out")}
 
 
 def _together(vectors: int) -> int:

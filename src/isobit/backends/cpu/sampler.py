@@ -72,12 +72,10 @@ class RowSampler:
 
     def choose(
         self, logits: F32, rows: Sequence[Row], allowed: NDArray[np.uint32] | None = None
-    ) -> tuple[I32, F32]:
-        """A token for each row of logits [R, V]: (ids int32 [R], log-probabilities float32 [R]).
+    ) -> I32:
+        """A token for each row of logits [R, V]: ids int32 [R], or NOT_FINITE or NONE_ALLOWED.
 
-        The log-probabilities are those in the distributions that were drawn from. allowed: uint32
-        [R, ceil(V / 32)], bit i % 32 of word i // 32 for id i. An id may be NOT_FINITE or
-        NONE_ALLOWED.
+        allowed: uint32 [R, ceil(V / 32)], bit i % 32 of word i // 32 for id i.
         """
         edits = [
             (i, r.edited_ids, r.edited_logits)
@@ -94,9 +92,9 @@ class RowSampler:
         index: NDArray[np.uint64],
         edits: Sequence[tuple[int, I32, F32]] = (),
         allowed: NDArray[np.uint32] | None = None,
-    ) -> tuple[I32, F32]:
+    ) -> I32:
         """:meth:`choose`, what decides given by columns; edits: (row, ids, logits) in order."""
-        tokens, logprobs = np.empty(len(index), np.int32), np.empty(len(index), np.float32)
+        tokens = np.empty(len(index), np.int32)
         ends, ids, values = columns.no_edits, _NO_IDS, _NO_LOGITS
         if edits:
             lengths = np.zeros(len(index), np.int32)
@@ -118,9 +116,8 @@ class RowSampler:
             values,
             allowed,
             tokens,
-            logprobs,
         )
-        return tokens, logprobs
+        return tokens
 
     def measure(self, logits: F32, ids: I32, k: int = 0) -> tuple[I32, F32, I32, F32]:
         """What rows of logits [R, V] say of their next tokens.

@@ -18,6 +18,7 @@ class SigmoidGate(Operation):
 
     def shapes(self, inputs: Sequence[Shape], weights: Sequence[Weight]) -> tuple[Shape, ...]:
         """See :class:`Operation`."""
+        require("the input's axes", len(inputs[0].row), 1)
         require("the gate's width", inputs[1].width, inputs[0].width)
         return (inputs[0],)
 

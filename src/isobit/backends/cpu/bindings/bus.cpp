@@ -53,7 +53,8 @@ void name_mapping(const Array<const uint8_t, 1>& data, const std::string& line) 
 
 void forget_mapping(const Array<const uint8_t, 1>& data) {
     for (Mapping& m : mappings)
-        if (m.end.load() && m.first.load() == (uintptr_t)data.data()) m.end = m.first = 0;
+        if (m.end.load() && m.first.load() == (uintptr_t)data.data())
+            m.end = 0;  // alone: memory before `first` never belonged to it
 }
 
 void exit_on_bus_error() {

@@ -115,7 +115,7 @@ public:
             if (*std::max_element(positions.data(), positions.data() + T) >= table.rows)
                 return MORE_ROPE;
         const size_t R = logit_rows.shape(0);
-        const Batch batch = {(int)T, (int)pages.shape(0), (int)pages.shape(1), (int)R,
+        const Batch batch = {(int)T, (int)pages.shape(1), (int)R,
                              tokens.data(), positions.data(), sequence.data(), pages.data(),
                              logit_rows.data(), states ? states->data() : nullptr,
                              received ? received->data() : nullptr,
@@ -217,8 +217,11 @@ private:
             throw std::invalid_argument("program: unknown operation " + kind);
         o.in = each<Ref>(d["in"], ref);
         o.out = each<Ref>(d["out"], ref);
-        o.vectors = each<const float*>(
-            d["vectors"], [](nb::handle h) { return nb::cast<Input_<float, 1>>(h).data(); });
+        o.vectors = each<const float*>(d["vectors"], [](nb::handle h) {
+            Input_<float, 1> vector;  // not converted: the copy would be gone before the first pass
+            require(nb::try_cast(h, vector, false), "program: expected vectors of float32 in one piece");
+            return vector.data();
+        });
         o.matrices = each<Matrix>(
             d["matrices"], [](nb::handle h) { return nb::cast<const PyMatrix&>(h).m; });
         o.numbers = nb::cast<std::vector<float>>(d["numbers"]);

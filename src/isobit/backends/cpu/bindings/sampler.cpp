@@ -26,12 +26,12 @@ public:
                 Input_<uint64_t, 1> top_p, Input_<float, 1> min_p, Input_<uint64_t, 1> seed,
                 Input_<uint64_t, 1> index, Input_<int32_t, 1> edit_ends,
                 Input_<int32_t, 1> edit_ids, Input_<float, 1> edit_logits,
-                std::optional<Input_<uint32_t, 2>> allowed, Array<int32_t, 1> tokens,
-                Array<float, 1> logprobs) {
+                std::optional<Input_<uint32_t, 2>> allowed,
+                Array<int32_t, 1> tokens) {
         const size_t R = logits.shape(0), V = logits.shape(1), words = (V + 31) / 32;
         require(V > 0 && temperature.shape(0) == R && top_k.shape(0) == R && top_p.shape(0) == R &&
                     min_p.shape(0) == R && seed.shape(0) == R && index.shape(0) == R &&
-                    edit_ends.shape(0) == R && tokens.shape(0) == R && logprobs.shape(0) == R,
+                    edit_ends.shape(0) == R && tokens.shape(0) == R,
                 "choose: expected a value for each row");
         require(edit_ids.shape(0) == edit_logits.shape(0), "choose: expected a logit an edit");
         int32_t last = 0;
@@ -50,9 +50,7 @@ public:
             const Edits edits = {edit_ids.data() + first, edit_logits.data() + first,
                                  edit_ends.data()[i] - first,
                                  allowed ? allowed->data() + i * words : nullptr};
-            const Choice c = sampler.choose(logits.data() + i * V, (int)V, s, edits);
-            tokens.data()[i] = c.token;
-            logprobs.data()[i] = c.logprob;
+            tokens.data()[i] = sampler.choose(logits.data() + i * V, (int)V, s, edits);
         });
     }
 
@@ -110,7 +108,7 @@ void bind_sampler(nb::module_& m) {
         .def("choose", &PySampler::choose, nb::arg("logits"), nb::arg("temperature"),
              nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seed"),
              nb::arg("index"), nb::arg("edit_ends"), nb::arg("edit_ids"), nb::arg("edit_logits"),
-             nb::arg("allowed").none(), nb::arg("tokens"), nb::arg("logprobs"))
+             nb::arg("allowed").none(), nb::arg("tokens"))
         .def("measure", &PySampler::measure)
         .def("digest", &PySampler::digest);
 }

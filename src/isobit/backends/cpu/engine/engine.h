@@ -20,7 +20,7 @@ struct RopeRows {
 
 // See isobit.backends.base.Batch.
 struct Batch {
-    int n_tokens, n_sequences, pages_per_sequence, n_logit_rows;
+    int n_tokens, pages_per_sequence, n_logit_rows;
     const int32_t *tokens, *positions, *sequence, *pages, *logit_rows;
     const int32_t* states;  // of each sequence; null: sequence s has state s
     const float* received;  // rows of the stage before this one, or null

@@ -192,7 +192,7 @@ void Team::work(int thread) {
 }
 
 void Team::wait(unsigned epoch) {
-    if (!watched_) return wait_unwatched(epoch);
+    if (!watched_.load(std::memory_order_relaxed)) return wait_unwatched(epoch);
     const auto start = std::chrono::steady_clock::now();
     wait_unwatched(epoch);
     const TeamSize::Duration took = std::chrono::steady_clock::now() - start;

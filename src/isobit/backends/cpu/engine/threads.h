@@ -128,7 +128,7 @@ private:
     std::vector<TeamSize> sizes_;  // by how much work there is
     std::atomic<TeamSize::Duration::rep> busy_{0};  // processor time of this run
     int spins_;
-    bool watched_ = false;
+    std::atomic<bool> watched_ = false;  // threads may still be leaving a run's last barrier
     std::atomic<TeamSize::Duration::rep> stood_{0};
     alignas(64) std::atomic<int> next_{0};     // the next index of parallel_for()
     alignas(64) std::atomic<int> arrived_{0};  // threads at the barrier

@@ -66,7 +66,7 @@ FN U of_fours(At&& at) {
 typedef uint64_t Two __attribute__((vector_size(16)));
 template <class At>
 FN U of_sixteens(At&& at) {
-    auto four = [&](int j) __attribute__((always_inline)) {
+    auto four = [&](auto j) __attribute__((always_inline)) {  // auto: made only where it is called
         return __builtin_shufflevector(at(j), at(j + 1), 0, 1, 2, 3);
     };
     if constexpr (LANES == 16)

@@ -26,7 +26,7 @@ static const FormatInfo formats[] = {
         ISOBIT_FEW_BITS(ISOBIT_INFO){"NVFP4", NVFP4::id, NVFP4::block, NVFP4::bytes}, {nullptr, 0, 0, 0}};
 
 #define ISOBIT_KERNELS(name, matmul) \
-    {name, LEVEL, LANES, WORDS, matmul, dequantise, quantise, quantise_head, silu_gate, add, formats}
+    {name, LEVEL, WORDS, matmul, dequantise, quantise, quantise_head, silu_gate, add, formats}
 
 extern const Kernels kernels;
 const Kernels kernels = ISOBIT_KERNELS(ISOBIT_SIMD_NAME, matmul<false>);

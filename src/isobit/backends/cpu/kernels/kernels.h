@@ -9,14 +9,14 @@
 // one of their copies for all.
 #define INLINE inline __attribute__((always_inline))
 #define FN static INLINE
-#define APART static __attribute__((noinline))
+#define APART static __attribute__((noinline, unused))  // not every file of a level calls all
 
 namespace isobit {
 
 constexpr int SUPERBLOCK = 256;
 constexpr int KV_PAGE = 64;             // keys of an attention tile, positions of a KV page
 constexpr int MAX_HEAD_DIM = 512;
-constexpr int DELTA_COLUMNS = 16;    // of a state that delta() brings forward
+constexpr int DELTA_COLUMNS = 16;    // of a state that DeltaStep brings forward
 constexpr int ROW_STEP = 16;         // every level's lanes divide this many rows
 constexpr int FLOAT_ROWS = 4;        // of float weights, which need no tiles
 constexpr int TOKEN_BLOCK = 64;      // of a product, which share a superblock as it is unpacked
@@ -84,7 +84,6 @@ enum class Level {
 struct Kernels {
     const char* name;
     Level level;
-    int lanes;  // rows of a weight tile
     bool words;  // whether products read Activations::words
     Matmul (*matmul)(int ggml_type, int planes);
     void (*dequantise)(int ggml_type, const uint8_t* row, int n, float* out);

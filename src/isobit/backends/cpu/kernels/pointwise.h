@@ -53,11 +53,11 @@ FN float quantise_block(const float* x, int n, int planes, int16_t* q) {
     return s.d;
 }
 
-static void quantise_head(const float* x, int n, int16_t* q, float* d) {
+FN void quantise_head(const float* x, int n, int16_t* q, float* d) {
     *d = quantise_block(x, n, 2, q);
 }
 
-static void quantise(const float* x, int n, int planes, Activations* out, int16_t* words) {
+FN void quantise(const float* x, int n, int planes, Activations* out, int16_t* words) {
     for (; n > 0; n -= SUPERBLOCK, x += SUPERBLOCK, ++out) {
         int16_t q[SUPERBLOCK] = {};
         out->d = quantise_block(x, n < SUPERBLOCK ? n : SUPERBLOCK, planes, q);
@@ -85,11 +85,11 @@ static void quantise(const float* x, int n, int planes, Activations* out, int16_
 
 FN float sigmoid_of(float x) { return 1.0f / (1.0f + isobit::exp(-x)); }
 
-static void silu_gate(const float* gate, const float* up, int n, float* y) {
+FN void silu_gate(const float* gate, const float* up, int n, float* y) {
     for (int i = 0; i < n; ++i) y[i] = isobit::silu_gate(gate[i], up[i]);
 }
 
-static void add(const float* x, const float* y, int n, float* out) {
+FN void add(const float* x, const float* y, int n, float* out) {
     for (int i = 0; i < n; ++i) out[i] = x[i] + y[i];
 }
 

@@ -65,11 +65,11 @@ struct NVFP4 {
     static constexpr int id = 40, block = 64, bytes = 36, part = 16, largest = 24, zero = 12;
 };
 
-// Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0. A binary16 with
-// the same bits has a larger bias.
+// Half of what a byte of four exponent and three mantissa bits stands for, without its sign; 0x7F alone
+// for 0. A binary16 with the same bits has a larger bias.
 FN F half_e4m3(U byte) {
-    const U seven = byte & 0x7f, number = (U)(seven != 0x7f);
-    return half_to_float((seven & number) << 7) * 128.0f;
+    const U number = (U)(byte != 0x7f);
+    return half_to_float((byte & 0x7f & number) << 7) * 128.0f;
 }
 
 // f(g, d, codes) for each 16 values, whose codes are four vectors.

@@ -1,6 +1,7 @@
 """Attention: a phase, see attention.simd.cpp."""
 
-from isobit.backends.cpu.lowering import Lowering, Phase, instruction
+from isobit.backends.cpu.lowering import Lowering
+from isobit.backends.cpu.program import Phase, instruction
 from isobit.model.graph import Op
 from isobit.numerics.ops import Attention
 
@@ -9,7 +10,8 @@ def lower(to: Lowering, op: Op) -> None:
     """Attention of all heads."""
     assert isinstance(op.operation, Attention)
     q, keys, values, _ = op.inputs
-    assert to.slots[to.places[q].slot].get("query"), "queries: expected what an operation makes"
+    if not to.slots[to.places[q].slot].get("query"):
+        to.copy(q, op)  # makes them what attention reads
     assert q.shape.row[1] == keys.shape.row[1] == values.shape.row[1]
     made = instruction(
         "attention",

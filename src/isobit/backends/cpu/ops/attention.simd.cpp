@@ -16,8 +16,6 @@
 
 namespace isobit::ISOBIT_SIMD {
 
-constexpr int STRIP = 16 / LANES;  // vectors in a strip of 16 keys or channels
-
 // Where channel or dim i of position `slot` lies in a page's k and v.
 FN size_t k_index(const PageLayout& p, int slot, int i) {
     return (((size_t)(slot / 16) * (p.padded / 2) + i / 2) * 16 + slot % 16) * 2 + i % 2;

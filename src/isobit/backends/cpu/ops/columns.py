@@ -8,4 +8,4 @@ from isobit.numerics.ops import Columns
 def lower(to: Lowering, op: Op) -> None:
     """Columns of another value."""
     assert isinstance(op.operation, Columns)
-    to.view(op.outputs[0], op.inputs[0], op.operation.first, 0)
+    to.view(op, op.operation.first, 0)

@@ -1,6 +1,7 @@
 """Gather of whole experts' outputs: a phase, see gather.cpp."""
 
-from isobit.backends.cpu.lowering import Lowering, Phase, instruction
+from isobit.backends.cpu.lowering import Lowering
+from isobit.backends.cpu.program import Phase, instruction
 from isobit.model.graph import Op
 from isobit.numerics.ops import GatherExperts
 

@@ -8,4 +8,4 @@ from isobit.numerics.ops import Heads
 def lower(to: Lowering, op: Op) -> None:
     """Columns of another value."""
     assert isinstance(op.operation, Heads)
-    to.view(op.outputs[0], op.inputs[0], op.operation.first, op.operation.step)
+    to.view(op, op.operation.first, op.operation.step)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from isobit.backends.cpu.device.load import matrix
-from isobit.backends.cpu.lowering import Lowering, Phase, instruction
+from isobit.backends.cpu.lowering import Lowering
+from isobit.backends.cpu.program import Phase, instruction
 from isobit.model.graph import Op
 
 

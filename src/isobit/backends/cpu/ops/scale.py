@@ -1,6 +1,7 @@
 """Scale: see scale.cpp."""
 
-from isobit.backends.cpu.lowering import Lowering, instruction
+from isobit.backends.cpu.lowering import Lowering
+from isobit.backends.cpu.program import instruction
 from isobit.model.graph import Op
 
 

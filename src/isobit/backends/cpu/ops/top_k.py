@@ -1,8 +1,8 @@
-"""Top-k: see top_k.simd.cpp. Its phase ends with the pairs grouped by expert."""
+"""Top-k: see top_k.simd.cpp."""
 
-from isobit.backends.cpu.lowering import Lowering, instruction
+from isobit.backends.cpu.lowering import Lowering
 from isobit.model.graph import Op
-from isobit.numerics.ops import ExpertMatMul, TopK
+from isobit.numerics.ops import TopK
 
 
 def lower(to: Lowering, op: Op) -> None:
@@ -13,11 +13,4 @@ def lower(to: Lowering, op: Op) -> None:
     integers += [how.groups, how.groups_used]
     made = to.simple(op, integers=integers, vectors=[w.float32() for w in op.weights])
     made["out"].append(to.scratch_vector(0, 2 * experts))
-    phase = to.vectors(op, made)
-    ids = op.outputs[1]
-    here = (0, experts)  # of a part with whole experts: those that it has
-    for reader in to.graph.ops:
-        if isinstance(reader.operation, ExpertMatMul) and ids in reader.inputs:
-            here = reader.operation.part or here
-    group = instruction("group", in_=[to.place(ids)], integers=[*here, k])
-    phase.after.append(group)
+    to.vectors(op, made)

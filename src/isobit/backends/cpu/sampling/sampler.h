@@ -27,10 +27,7 @@ struct Edits {
     const uint32_t* allowed;
 };
 
-struct Choice {
-    int32_t token;  // or NOT_FINITE, NONE_ALLOWED
-    float logprob;
-};
+// In place of a token.
 constexpr int32_t NOT_FINITE = -1, NONE_ALLOWED = -2;
 
 class RowSampler {
@@ -39,7 +36,8 @@ public:
 
     TreeDigest digest;  // of a row, and whatever else
 
-    Choice choose(const float* z, int n, const Sampling& s, const Edits& edits);
+    // A token, or NOT_FINITE, NONE_ALLOWED.
+    int32_t choose(const float* z, int n, const Sampling& s, const Edits& edits);
 
     // The most likely id, the lowest among equals; log-probabilities of ids, and of the k largest logits
     // in order. NOT_FINITE, and the rest is NaN and -1, if a logit is not finite.

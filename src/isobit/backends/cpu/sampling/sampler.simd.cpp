@@ -124,17 +124,17 @@ constexpr uint32_t LEVELS[] = {0x38800000, 0x2b800000};  // 2^-14, 2^-40
 
 }  // namespace
 
-Choice RowSampler::choose(const float* raw, int n, const Sampling& s, const Edits& edits) {
+int32_t RowSampler::choose(const float* raw, int n, const Sampling& s, const Edits& edits) {
     uint32_t magnitude;
     float top = run_of<Largest>(kernels_)(raw, n, &magnitude);
-    if (magnitude >= INFINITE) return {NOT_FINITE, 0};
+    if (magnitude >= INFINITE) return NOT_FINITE;
     const float* z = raw;
     if (edits.n || edits.allowed) {
         z = edited(raw, n, edits);
         top = run_of<Largest>(kernels_)(z, n, &magnitude);
-        if (bits(top) == (INFINITE | SIGN)) return {NONE_ALLOWED, 0};
+        if (bits(top) == (INFINITE | SIGN)) return NONE_ALLOWED;
     }
-    if (s.temperature == 0) return {(int32_t)(std::find(z, z + n, top) - z), 0};
+    if (s.temperature == 0) return (int32_t)(std::find(z, z + n, top) - z);
 
     uint64_t all = weigh(z, n, top, s.temperature);
     Cut kept = {0, 0};
@@ -142,8 +142,7 @@ Choice RowSampler::choose(const float* raw, int n, const Sampling& s, const Edit
         kept = filter(all, s);
         all = keep(kept);
     }
-    const int32_t token = draw(kept, high_product(random_bits(s.seed, s.index), all));
-    return {token, (z[token] - top) / s.temperature - log_total(all)};
+    return draw(kept, high_product(random_bits(s.seed, s.index), all));
 }
 
 // A copy with the edits made; what is not allowed is minus infinity.

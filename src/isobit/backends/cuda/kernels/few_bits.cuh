@@ -146,11 +146,12 @@ struct NVFP4 : OneScale<16, 36> {
     DEV int codes(int k) const {
         return fp4_codes(load32(b + 4 + 8 * part + k % 8) >> k / 8 * 4 & 0x0f0f0f0f);
     }
-    // Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0.
+    // Half of what a byte of four exponent and three mantissa bits stands for, without its sign;
+    // 0x7F alone for 0.
     DEV float d() const {
         int v = b[part] & 127, e = v >> 3;
         float power = isobit::from_bits(uint32(max(e, 1) + 116) << 23);  // 2^(e - 11)
-        return v == 127 ? 0.0f : mul(float(v % 8 + (e ? 8 : 0)), power);
+        return b[part] == 127 ? 0.0f : mul(float(v % 8 + (e ? 8 : 0)), power);
     }
 };
 

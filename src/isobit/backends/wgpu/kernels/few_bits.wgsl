@@ -134,12 +134,13 @@ fn divided(half: u32, power: u32) -> real {
   let d = from_half(half);
   return select(d - (power << 23u), d, magnitude(d) == 0u || magnitude(d) >= INFINITY);
 }
-// Half of what a byte of four exponent and three mantissa bits stands for; 0x7F for 0.
+// Half of what a byte of four exponent and three mantissa bits stands for, without its sign;
+// 0x7F alone for 0.
 fn half_e4m3(byte: u32) -> real {
   let e = (byte >> 3u) & 15u;
   let m = select(8u, 0u, e == 0u) | (byte & 7u);
   let power = bitcast<f32>((max(e, 1u) + 116u) << 23u);  // 2^(e - 11)
-  return select(bitcast<u32>(f32(m) * power), 0u, (byte & 127u) == 127u);
+  return select(bitcast<u32>(f32(m) * power), 0u, byte == 127u);
 }
 
 fn d_of(at: Super, k: u32) -> real {
