@@ -337,15 +337,19 @@ def with_bounds(kind: str, threshold: str) -> str:
         # pieces that are one piece
         (measure("determinism", "chunks: [1, 4]"), "expected pieces smaller than a prompt, got 4"),
         # bounds that nothing here could miss
-        (with_bounds("argmax", "changed_prompts: {at_most: 2}"), "at most 2 are possible here"),
-        (with_bounds("argmax", "changed_positions: {at_most: 7}"), "at most 7 are possible"),
-        (with_bounds("router_sets", "changed_sets: {at_most: 14}"), "at most 14 are possible"),
-        (with_bounds("parity", "layers_below_cosine_0_99: {at_most: 2}"), "at most 2 are possible"),
-        (with_bounds("fault_injection", "missed_faults: {at_most: 4}"), "at most 4 are possible"),
+        (with_bounds("argmax", "changed_prompts: {at_most: 2}"), "0 to 2 are possible here"),
+        (with_bounds("argmax", "changed_positions: {at_most: 7}"), "0 to 7 are possible"),
+        (with_bounds("router_sets", "changed_sets: {at_most: 14}"), "0 to 14 are possible"),
+        (with_bounds("parity", "layers_below_cosine_0_99: {at_most: 2}"), "0 to 2 are possible"),
+        (with_bounds("fault_injection", "missed_faults: {at_most: 4}"), "0 to 4 are possible"),
         (with_bounds("parity", "differing_values: {at_most: 1.0e+9}"), "are possible here"),
         (with_bounds("determinism", "differing_values: {at_most: 1.0e+9}"), "are possible here"),
         (with_bounds("kv_equivalence", "differing_values: {at_most: 1.0e+9}"), "are possible"),
         (with_bounds("invariant", "nonfinite_values: {at_most: 1.0e+9}"), "are possible here"),
+        (with_bounds("invariant", "router_weight_deviation: {at_most: 1}"), "0 to 1 are possible"),
+        (with_bounds("parity", "least_layer_cosine: {at_least: -1}"), "-1 to 1 are possible here"),
+        (with_bounds("accuracy", "top1_kept: {at_least: 0}"), "0 to 1 are possible here"),
+        (with_bounds("throughput", "median_tokens_per_second: {at_least: 0}"), "0 to inf are"),
     ],
 )
 def test_what_would_pass_whatever_the_backend_did_is_not_run(

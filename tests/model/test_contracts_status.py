@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,18 @@ def test_a_status_comes_from_evidence_alone(
     assert cell(text, old, good) == "discharged"
     assert cell(text, dataclasses.replace(good, numerics=0)) == "stale"
     assert cell(text, dataclasses.replace(good, contract="another")) == "not run"
-    for figures in ({}, {"differing_values": 1.0, "layers_below_cosine_0_99": 0.0}):
+    figures = {"differing_values": 0.0, "layers_below_cosine_0_99": 0.0}
+    for figures in ({}, *(figures | {"differing_values": x} for x in (1.0, -1.0, -math.inf))):
         typed = dataclasses.replace(good.results[0], figures=figures)
         by_hand = dataclasses.replace(good, results=[typed, good.results[1]])
         assert cell(text, by_hand) == "failing"  # whatever "outcome" says
+    loose = contract(measure("parity", threshold="least_layer_cosine: {at_least: -1}"))
+    typed = dataclasses.replace(
+        good.results[0],
+        measure=checking.described(loose.falsification_tests[0]),
+        figures={"least_layer_cosine": 1.0},
+    )
+    assert cell(loose, dataclasses.replace(good, results=[typed])) == "not run"
     on_cpu(stage("attn_norm", 1, one_ulp(np.random.default_rng(0))))
     bad = found(small_model, text)
     assert cell(text, good, bad) == "failing"

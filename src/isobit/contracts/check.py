@@ -13,8 +13,7 @@ from isobit.backend_names import BACKENDS
 from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
-from isobit.contracts.kinds import FIGURES, SPEED, Figure, Measure
-from isobit.contracts.lint import never_fails
+from isobit.contracts.kinds import FIGURES, SPEED, Figure, Measure, never_fails
 from isobit.contracts.measure import engine_for, take
 from isobit.contracts.schema import Contract, FalsificationTest
 from isobit.contracts.target import Measured, Target
@@ -183,11 +182,12 @@ def _one(test: FalsificationTest, target: Target) -> Result:
 def _require_possible(measure: Measure, taken: Measured) -> None:
     """Raises NotRun where nothing that could be found would have missed a bound."""
     for name, bound in measure.threshold.items():
-        figure, most = FIGURES[measure.kind][name], taken.most.get(name)
-        if most is not None and never_fails(bound, Figure(figure.what, figure.low, most)):
+        figure = FIGURES[measure.kind][name]
+        most = taken.most.get(name, figure.high)
+        if never_fails(bound, Figure(figure.what, figure.low, most)):
             raise NotRun(
-                f"{name}: expected a bound that can be missed, got {bound} where at most {most:g} "
-                "are possible here"
+                f"{name}: expected a bound that can be missed, got {bound} where {figure.low:g} to "
+                f"{most:g} are possible here"
             )
 
 

@@ -1,7 +1,7 @@
 """Promises against evidence: which obligation holds on which backend, as far as was measured."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +9,7 @@ from isobit import numerics
 from isobit.backend_names import BACKENDS
 from isobit.contracts.check import code_of, described
 from isobit.contracts.evidence import Evidence, Result, code_digest
-from isobit.contracts.kinds import SPEED
+from isobit.contracts.kinds import FIGURES, SPEED, Measure, never_fails
 from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
 from isobit.contracts.target import sample_digest
@@ -243,11 +243,20 @@ def _judged(
     if result.outcome == "failing":
         return "failing", result.reason
     assert test.measure is not None
+    return _held(test.measure, result.figures)
+
+
+def _held(measure: Measure, figures: Mapping[str, float]) -> tuple[State, str]:
+    """What the figures of a pass say to the bounds, whatever its outcome was said to be."""
     shown = []
-    for name, bound in test.measure.threshold.items():
-        value = result.figures.get(name, math.nan)
+    for name, bound in measure.threshold.items():
+        figure, value = FIGURES[measure.kind][name], figures.get(name, math.nan)
+        if never_fails(bound, figure):
+            return "not run", f"{name}: expected a bound that can be missed, got {bound}"
         if not bound.holds(value):
             return "failing", f"{name} is {value:.6g}, expected {bound}"
+        if not figure.low <= value <= figure.high or math.isinf(value):  # nobody measured it
+            return "failing", f"{name} is {value:.6g}, which it cannot be; check again"
         shown.append(f"{name} {value:.6g}")
     return "discharged", ", ".join(shown)
 
