@@ -280,7 +280,7 @@ def _standing(args: argparse.Namespace, name: str, contract: "Contract") -> "Sta
 
     path = Path(name)
     folder = Path(args.evidence) if args.evidence else evidence.default_folder(path)
-    return status.status(contract, path.stem, evidence.load_all(folder))
+    return status.status(contract, path.stem, evidence.load_all(folder), path.parent)
 
 
 def _status(args: argparse.Namespace) -> None:

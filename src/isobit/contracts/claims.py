@@ -60,7 +60,7 @@ def check_evidence(document: Document, contract: Contract) -> None:
     is missing or stale: a status typed into the file is a claim, too. Raises FileRefused for
     damaged evidence."""
     path = Path(document.path)
-    found = measured(contract, path.stem, load_all(default_folder(path)))
+    found = measured(contract, path.stem, load_all(default_folder(path)), path.parent)
     at: Key = ("status",) if contract.status is not None else ("metadata", "status")
     denied = denials(found, contract.declared)
     for line in [f"{contract.declared}: {d}" for d in denied] + denied_stages(found):

@@ -26,6 +26,7 @@ Outcome = Literal["passed", "failing", "not run"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base"),
+    *("backends/__init__.py", "text"),
     "machine.py",
     *("verify", "contracts/check.py", "contracts/kinds.py", "contracts/measure.py"),
     *("contracts/measure_alone.py", "contracts/measure_speed.py", "contracts/target.py"),
@@ -83,9 +84,11 @@ class Evidence:
         """Write into a folder, in place of an earlier file of this backend and model."""
         name = f"{self.backend}-{Path(str(self.model.get('name', 'none'))).stem}.json"
         path = folder / name
+        part = path.with_name(name + ".part")  # what is there stays until this is whole
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", "utf-8")
+            part.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", "utf-8")
+            part.replace(path)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot write the evidence: {error}") from None
         return path
@@ -164,8 +167,10 @@ def _files(names: Iterable[str]) -> list[Path]:
 
 
 def commit() -> str | None:
-    """The commit of the repository that the running code lies in."""
+    """The commit of the repository that the running code is part of; None for code that is not,
+    such as what was installed into an environment that lies in some repository."""
     try:
+        _git("ls-files", "--error-unmatch", "__init__.py")
         revision = _git("rev-parse", "--short=12", "HEAD").strip()
         return revision + ("+" if _git("status", "--porcelain", "--", ".").strip() else "")
     except (OSError, subprocess.SubprocessError):
