@@ -311,10 +311,44 @@ def test_ids_in_the_text_count_where_none_are_typed() -> None:
     assert references.named("A_001/004, C_03..01, A_0003", known) == {"A_001", "A_004", "A_0003"}
 
 
+TESTS = """\
+import pytest, unittest
+def test_one(): pass
+# def test_two(): pass
+'''def test_three(): pass'''
+@pytest.mark.skipif(True, reason="no such device")
+@pytest.mark.parametrize("skip", [1])
+def test_four(skip): pass
+@pytest.mark.skip
+def test_five(): pass
+@pytest.mark.xfail(reason="some day")
+async def test_six(): pass
+class TestA:
+    def test_in(self): pass
+    @unittest.skip("later")
+    def test_off(self): pass
+class TestB:
+    pytestmark = pytest.mark.xfail
+    def test_b(self): pass
+if True:
+    def test_seven(): pass
+"""
+RUN = [f"tests/test_a.py::{name}" for name in ("test_four", "TestA::test_in", "test_seven")]
+NOT_RUN = [
+    *(f"tests/test_a.py::test_{name}" for name in ("three", "five", "six", "in_a")),
+    *(f"tests/test_a.py::{name}" for name in ("TestA::test_off", "TestB::test_b", "TestA::test_b")),
+    *("tests/test_off.py::test_one", "tests/test_broken.py::test_one"),
+]
+
+
 def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests/test_a.py").write_text("def test_one():\n    pass\n")
+    (tmp_path / "tests/test_a.py").write_text(TESTS)
+    (tmp_path / "tests/test_off.py").write_text(
+        "import pytest\npytestmark = [pytest.mark.skip('later')]\ndef test_one(): ...\n"
+    )
+    (tmp_path / "tests/test_broken.py").write_text("def test_one(:\n")
     path = str(tmp_path / "thing-v1.yaml")
     cited = {
         "tests/test_a.py": [],
@@ -322,6 +356,8 @@ def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
         "see https://example.org/tests/test_b.py": [],
         "tests/test_b.py": ["cited-file"],
         "tests/test_a.py::test_two": ["cited-test"],
+        **{name: [] for name in RUN},
+        **{name: ["cited-test"] for name in NOT_RUN},
         "../tests/test_b.py": [],
     }
     for text, rules in cited.items():
