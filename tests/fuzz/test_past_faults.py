@@ -208,6 +208,22 @@ def test_long_texts_in_contracts(what: str, rule: str, tmp_path: Path) -> None:
     assert rule in findings_of(text, tmp_path)
 
 
+def test_a_trace_whose_tokens_have_thousands_of_experts() -> None:
+    """Each was held against each: 25 GB for a file of one."""
+    said = in_a_process(
+        "import numpy as np\n"
+        "from isobit.verify.compare import compare\n"
+        "from isobit.verify.trace_file import Manifest, Trace\n"
+        "about = Manifest(tokens=[1], positions=[0], backend='x')\n"
+        "ids = np.arange(160_000, dtype=np.int32)[None]\n"
+        "def of(ids): return Trace(about, {'layers.0.moe_router_indices': ids,\n"
+        "    'layers.0.moe_expert_out': np.zeros(ids.shape, 'f4')})\n"
+        "print(compare(of(ids), of(ids[:, ::-1] + 1)).router_changed)",
+        4096,
+    )
+    assert said == "1\n"
+
+
 def test_an_imported_trace_without_tokens(tmp_path: Path) -> None:
     (tmp_path / "lm_head.bin").write_bytes(b"APRT" + struct.pack("<II", 2**32 - 1, 4) + bytes(16))
     with pytest.raises(UsageError, match="at least one"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from isobit.cli import main, tools
 from isobit.verify.faults import Planted, plant
 from tests.helpers.page import run_page
 
+OP = ["--op", "attn_norm=os.path:join"]
 TOKENS = "605,290,948,268,624,475"
 DOCUMENT = Path(__file__).parents[2] / "docs/divergence.md"
 
@@ -57,8 +59,15 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
     ]
     assert found["first"] == {"stage": "attn_norm", "layer": 2}
     assert found["notes"] == ["activation_bits: A has 8, B has 16"]
-    assert main(["diff", "a", "a"]) == 0
+    shutil.copy("a", "again")
+    assert main(["diff", "a", "again"]) == 0
     assert "identical: 4 stages" in capsys.readouterr().out
+    Path("link").symlink_to("a")
+    for same in ("a", "link"):
+        assert main(["diff", "a", same]) == 5
+        assert "got a twice: it equals itself" in capsys.readouterr().err
+    assert main(["diff", "a", "again", "--layers", "1..2"]) == 5
+    assert "layer 1: expected in both traces, found in none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", ["swapped-kv", "swapped-layers@6"])
@@ -120,7 +129,10 @@ def test_a_planted_fault_that_does_not_show_is_an_error(
             2,
             "8 or 16",
         ),
-        (["verify", "--tokens", "5,99999"], 2, "99999"),
+        (["verify", "--tokens", "5,99999", "--against", "cpu"], 2, "99999"),
+        (["verify", "--tokens", "5,6"], 5, "got reference with 16 bits twice"),
+        (["verify", "--tokens", "5,6", *OP, *OP], 2, "each stage once, got one twice"),
+        (["verify", "--tokens", "5,6", *OP, "--plant", "nan"], 2, "expected no --plant"),
         (["ablate", "--tokens", "5,6"], 2, "got neither"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv_matmul=int4"], 2, "got 'int4'"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv=f64"], 2, "did you mean 'qkv_matmul'"),
@@ -140,11 +152,12 @@ def test_mistakes(argv: list[str], code: int, complaint: str, home: Path, capsys
 
 def test_files_that_are_not_what_they_should_be(home: Path, capsys: Out) -> None:
     trace("a")
+    shutil.copy("a", "b")
     Path("text").write_text("hello")
     for argv in (
         ["diff", "a", "text"],
         ["diff", "a", "absent"],
-        ["diff", "a", "a", "--replay", "text"],
+        ["diff", "a", "b", "--replay", "text"],
         ["replay", "text", "--backend", "reference"],
         ["replay", "absent", "--backend", "reference"],
         ["import-trace", "absent", "--tokens", "1,2", "-o", "t"],

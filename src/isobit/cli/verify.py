@@ -9,7 +9,7 @@ import numpy as np
 from isobit.backend_names import BACKENDS
 from isobit.cli import options, say, tools
 from isobit.cli.output import bar, print_table
-from isobit.errors import GateFailed, UsageError, did_you_mean
+from isobit.errors import GateFailed, NothingCompared, UsageError, did_you_mean
 from isobit.runtime.model import Model
 from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     if len(prompts) > 1 and args.html:
         raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
     n = max(map(len, prompts))
-    functions = dict(plugin.parse(text) for text in args.op)
+    functions = _functions(args)
     if functions:
         args.backend = "reference"
     with ExitStack() as stack:
@@ -85,6 +85,8 @@ def main(args: argparse.Namespace) -> None:
         y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
+            if not alone:
+                _require_another(x, y.model)
         found, stopped = _compared(x, y, prompts, layers, pictures=bool(args.html))
         text = blame.texts(x.detokenize)
         if stopped is not None:
@@ -98,6 +100,28 @@ def main(args: argparse.Namespace) -> None:
             tools.show(found[0], args, text)
         else:
             _show_all(found, args, text)
+
+
+def _functions(args: argparse.Namespace) -> dict[str, plugin.Function]:
+    """Those that --op puts to the test. Raises UsageError where one of them would not be."""
+    found = dict(plugin.parse(text) for text in args.op)
+    if len(found) < len(args.op):
+        raise UsageError("--op: expected each stage once, got one twice")
+    if found and args.plant is not None:
+        raise UsageError("--op: expected no --plant beside it: one of them at a time is looked for")
+    return found
+
+
+def _require_another(x: Model, y: Model) -> None:
+    """Raises NothingCompared for one backend in one arithmetic on both sides, unless the model is
+    spread on one of them."""
+    name, bits, engine = x.backend.name, x.engine.activation_bits, x.engine
+    spread = engine.parts > 1 or engine.stages
+    if not spread and (name, bits) == (y.backend.name, y.engine.activation_bits):
+        raise NothingCompared(
+            f"expected --against another backend, or other bits of activations, got {name} with "
+            f"{bits} bits twice: it would agree with itself on anything"
+        )
 
 
 def _compared(
