@@ -210,6 +210,14 @@ def log_softmax(x: Array) -> F64:
     return out
 
 
+def perplexity_of(nll: float, tokens: int) -> float:
+    """exp of the mean negative log likelihood; infinite where that is more than a float holds."""
+    try:
+        return math.exp(nll / tokens)
+    except OverflowError:
+        return math.inf
+
+
 def kl_divergence(p_logits: Array, q_logits: Array) -> F64:
     """KL(p || q) in nats of each row's softmax; logits [T, vocabulary]."""
     out = np.empty(len(p_logits))
