@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.model.stages import all_stages
-from isobit.verify import report
+from isobit.verify import blame, report
 from isobit.verify.compare import compare
 from isobit.verify.trace_file import Manifest, Trace, graph_order, parse_layers, parse_stages
 
@@ -224,6 +224,20 @@ def test_zeros_of_two_signs_and_nan_differ_in_every_type(types: tuple[str, str])
     assert not found(0.0, -0.0)
     assert not found(np.nan, -np.nan)
     assert not found(np.nan, np.inf)
+
+
+def test_a_cosine_that_is_no_number_is_below_every_gate() -> None:
+    """float64 sums overflow: NaN, which the next comparison's cosine took away."""
+    huge, fine = (
+        compare(*(Trace(MANIFEST, {"layers.0.post_ffn_residual": x}) for x in pair))
+        for pair in (
+            (np.full((4, 2), 1e200), np.full((4, 2), 2e200)),
+            (np.ones((4, 2)), np.ones((4, 2))),
+        )
+    )
+    assert np.isnan(huge.stages[0].distance.cosine)
+    for diffs in ([huge], [huge, fine], [fine, huge]):
+        assert blame.gate(diffs, 0.99).below == [0]
 
 
 def test_two_runs_that_are_broken_alike_are_said_to_be() -> None:
