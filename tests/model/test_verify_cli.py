@@ -11,6 +11,7 @@ import pytest
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main, tools
 from isobit.verify.faults import Planted, plant
+from isobit.verify.trace_file import Manifest, Trace
 from tests.helpers.page import run_page
 
 OP = ["--op", "attn_norm=os.path:join"]
@@ -68,6 +69,19 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         assert "got a twice: it equals itself" in capsys.readouterr().err
     assert main(["diff", "a", "again", "--layers", "1..2"]) == 5
     assert "layer 1: expected in both traces, found in none" in capsys.readouterr().err
+
+
+def test_what_a_trace_says_of_itself_does_nothing_to_a_terminal(home: Path, capsys: Out) -> None:
+    about = {"tokens": [1, 2], "positions": [0, 1], "backend": "\x1b[2J", "device": "\x9b1m"}
+    for name, x in (("a", 1), ("b", 2)):
+        stage = "lm_head\x1b]0;x"
+        one = Manifest(**about, stages=[stage], isobit=f"\x07{name}")
+        Trace(one, {stage: np.full((2, 3), x, np.float32)}).save(name)
+    for more in ([], ["--every"], ["--format", "md"], ["--format", "table"]):
+        assert main(["diff", "a", "b", *more]) == 1
+        said = capsys.readouterr()
+        assert "lm_head\\x1b]0;x" in said.out
+        assert not {"\x1b", "\x9b", "\x07"} & {*said.out, *said.err}
 
 
 @pytest.mark.parametrize("fault", ["swapped-kv", "swapped-layers@6"])

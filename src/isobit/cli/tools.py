@@ -12,7 +12,7 @@ from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.cli import argtypes, options, prompt_options, say
 from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
-from isobit.errors import GateFailed, NothingCompared, UsageError
+from isobit.errors import GateFailed, NothingCompared, UsageError, printable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.checkpoint import open_model
 from isobit.runtime.model import Model, locate
@@ -210,7 +210,7 @@ def show(
     else:
         lines = report.summary(diff, text)
         lines += [] if gate is None else [f"gate: {gate}"]
-        print("\n".join(lines), end="\n\n")
+        print("\n".join(map(printable, lines)), end="\n\n")
         header, rows = report.table(diff, every=args.every)
         print_table(header, rows, args.format, drop=_DROP)
     if gate is not None:
