@@ -148,6 +148,12 @@ def test_damaged_evidence_is_refused(small_model: Path, tmp_path: Path) -> None:
         json.dumps({k: v for k, v in good.items() if k != "seed"}),
         json.dumps(good | {"results": [good["results"][0] | {"outcome": "DISCHARGED"}]}),
         json.dumps(good | {"results": [good["results"][0] | {"figures": {"x": "0"}}]}),
+        *(json.dumps(good | {name: odd}) for name in good for odd in ([[]], True)),
+        *(
+            json.dumps(good | {"results": [good["results"][0] | {name: odd}]})
+            for name in good["results"][0]
+            for odd in (None, [[]], True)
+        ),
     ):
         path.write_text(damaged)
         with pytest.raises(FileRefused, match="expected"):
