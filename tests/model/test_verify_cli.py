@@ -10,7 +10,9 @@ import pytest
 
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main, tools
-from isobit.verify.faults import Planted, plant
+from isobit.config import EngineConfig
+from isobit.model.weights import Weights
+from isobit.verify.faults import ChangedStage, Planted, plant
 from isobit.verify.trace_file import Manifest, Trace
 from tests.helpers.page import run_page
 
@@ -69,6 +71,28 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
         assert "got a twice: it equals itself" in capsys.readouterr().err
     assert main(["diff", "a", "again", "--layers", "1..2"]) == 5
     assert "layer 1: expected in both traces, found in none" in capsys.readouterr().err
+
+
+def test_a_gate_and_an_accuracy_are_of_finite_values(
+    home: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was NaN had no part in their figures, and logits have none in the gate's."""
+
+    def poison(logits: np.ndarray) -> None:
+        logits[0, 7] = np.nan
+
+    class Broken(ChangedStage):
+        name = "cpu"
+
+        def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+            super().__init__(weights, engine, "lm_head", None, poison)
+
+    several = prompts("[605, 290]", "[17, 5]")
+    monkeypatch.setattr("isobit.backends.cpu.CpuBackend", Broken)
+    for against in (["--against", "oracle"], ["--min-cosine", "0.9"]):
+        for tokens in (["--tokens", "605,290"], several):
+            assert main(["verify", *tokens, *against]) == 1
+            assert "lm_head: 1 values are NaN or infinite in A alone" in capsys.readouterr().err
 
 
 def test_what_a_trace_says_of_itself_does_nothing_to_a_terminal(home: Path, capsys: Out) -> None:
@@ -145,6 +169,11 @@ def test_a_planted_fault_that_does_not_show_is_an_error(
         ),
         (["verify", "--tokens", "5,99999", "--against", "cpu"], 2, "99999"),
         (["verify", "--tokens", "5,6"], 5, "got reference with 16 bits twice"),
+        (
+            ["verify", "--tokens", "5", "--plant", "nan", "--against", "oracle"],
+            2,
+            "to compare with",
+        ),
         (["verify", "--tokens", "5,6", *OP, *OP], 2, "each stage once, got one twice"),
         (["verify", "--tokens", "5,6", *OP, "--plant", "nan"], 2, "expected no --plant"),
         (["ablate", "--tokens", "5,6"], 2, "got neither"),

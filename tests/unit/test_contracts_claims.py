@@ -303,6 +303,16 @@ def test_a_gate_does_not_pass_on_another_contract_s_evidence(
     assert "thing: expected an obligation that is discharged, found none" in said
 
 
+def test_a_folder_of_evidence_that_is_named_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = placed(tmp_path, "passed", "passed")
+    for action in (["status"], ["amend", "--dry-run"]):
+        argv = ["contract", *action, str(path), "--evidence", str(tmp_path / "evidenc")]
+        assert main(argv) == 2
+        assert "--evidence: expected a folder, got" in capsys.readouterr().err
+
+
 def test_nothing_is_benign_of_which_no_prompt_was_tried(tmp_path: Path) -> None:
     path = placed(tmp_path, "passed", "failing", changes=(("ACTIVE_RUNTIME", "PROPOSED"),))
     assert main(["contract", "amend", str(path), "--divergence", "KNOWN_DIVERGENCE_BENIGN"]) == 1

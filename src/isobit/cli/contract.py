@@ -280,6 +280,8 @@ def _standing(args: argparse.Namespace, name: str, contract: "Contract") -> "Sta
 
     path = Path(name)
     folder = Path(args.evidence) if args.evidence else evidence.default_folder(path)
+    if args.evidence and not folder.is_dir():
+        raise UsageError(f"--evidence: expected a folder, got {args.evidence!r}, which is none")
     return status.status(contract, path.stem, evidence.load_all(folder), path.parent)
 
 

@@ -215,10 +215,24 @@ def show(
         print_table(header, rows, args.format, drop=_DROP)
     if gate is not None:
         require_gate(gate)
-    elif not diff.accuracy and diff.first is not None:
+    if gate is not None or diff.accuracy:
+        require_finite([diff])
+    elif diff.first is not None:
         faulty = diff.faulty
         cause = f"; faulty: {faulty[0].where}" if faulty else ""
         raise GateFailed(f"the runs differ, first at {diff.first.where}{cause}")
+
+
+def require_finite(diffs: Sequence[Diff]) -> None:
+    """Raises GateFailed for values that are NaN or infinite in one run alone, of which figures over
+    the others say nothing."""
+    for diff in diffs:
+        for s in diff.stages:
+            n, m = s.distance.nonfinite_a, s.distance.nonfinite_b
+            if (n == 0) != (m == 0):
+                raise GateFailed(
+                    f"{s.where}: {n or m} values are NaN or infinite in {'A' if n else 'B'} alone"
+                )
 
 
 def gate_json(gate: blame.Gate) -> dict[str, object]:

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
                     _show_all(found, args, text)
             raise KeyboardInterrupt(stopped)
         if planted is not None:
-            _say_whether_found(planted, found, exact=isinstance(y, ModelRun))
+            _say_whether_found(planted, found)
         if len(found) == 1:
             tools.show(found[0], args, text)
         else:
@@ -103,10 +103,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _functions(args: argparse.Namespace) -> dict[str, plugin.Function]:
-    """Those that --op puts to the test. Raises UsageError where one of them would not be."""
+    """Those that --op puts to the test. Raises UsageError where one of them, or what --plant has,
+    would not be."""
     found = dict(plugin.parse(text) for text in args.op)
     if len(found) < len(args.op):
         raise UsageError("--op: expected each stage once, got one twice")
+    if args.plant is not None and args.against not in BACKENDS:
+        raise UsageError(
+            f"--plant: expected a backend to compare with, whose bits show where a fault is; got "
+            f"--against {args.against}"
+        )
     if found and args.plant is not None:
         raise UsageError("--op: expected no --plant beside it: one of them at a time is looked for")
     return found
@@ -161,19 +167,16 @@ def _planted(text: str, model: Model) -> Planted:
     return plant(name, int(at) if at else n // 2, np.random.default_rng(0))
 
 
-def _say_whether_found(planted: Planted, found: list[Diff], *, exact: bool) -> None:
-    """What the comparison made of a planted fault. Raises GateFailed if it did not see it.
-
-    Where bits are compared it has to be the first that differs, in every prompt.
-    """
+def _say_whether_found(planted: Planted, found: list[Diff]) -> None:
+    """What the comparison made of a planted fault. Raises GateFailed where it is not the first that
+    differs, in every prompt."""
     at = where(*planted.place)
     say(f"planted {planted.name}: it first shows in {at}")
-    if exact:
-        for i, d in enumerate(found):
-            got = "nothing" if d.first is None else d.first.where
-            if got != at:
-                raise GateFailed(f"prompt {i}: expected {planted.name} found at {at}, got {got}")
-        say(f"found there{f', after each of {len(found)} prompts' if len(found) > 1 else ''}")
+    for i, d in enumerate(found):
+        got = "nothing" if d.first is None else d.first.where
+        if got != at:
+            raise GateFailed(f"prompt {i}: expected {planted.name} found at {at}, got {got}")
+    say(f"found there{f', after each of {len(found)} prompts' if len(found) > 1 else ''}")
 
 
 def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> None:
@@ -193,10 +196,12 @@ def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> 
                 print(f"prompt {i}: {line}")
         if gate is not None:
             print(f"gate: {gate}")
-    wrong = [i for i, d in enumerate(found) if not d.accuracy and not d.identical]
     if gate is not None:
         tools.require_gate(gate)
-    elif wrong:
+    if gate is not None or found[0].accuracy:
+        tools.require_finite(found)
+    wrong = [i for i, d in enumerate(found) if not d.accuracy and not d.identical]
+    if wrong and gate is None:
         at = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
         raise GateFailed(f"the runs differ for {len(wrong)} of {len(found)} prompts: {at}")
 

@@ -310,7 +310,10 @@ def compare(
     nothing to compare.
     """
     if a.manifest.tokens != b.manifest.tokens:
-        raise NothingCompared("expected two traces of the same tokens, got different ones")
+        raise NothingCompared(
+            "expected two traces of the same tokens, got different ones: "
+            + _parting(a.manifest.tokens, b.manifest.tokens)
+        )
     positions = np.intersect1d(a.manifest.positions, b.manifest.positions).astype(np.int32)
     if not positions.size:
         raise NothingCompared("expected tokens recorded in both traces, got none in common")
@@ -327,6 +330,13 @@ def compare(
     if not comparer.diff.stages:
         raise NothingCompared("expected stages in both traces, got none to compare")
     return comparer.diff
+
+
+def _parting(a: list[int], b: list[int]) -> str:
+    """Where two lists of tokens part."""
+    pairs = enumerate(zip(a, b, strict=False))
+    at = next((f"A has {x} at position {i}, B {y}" for i, (x, y) in pairs if x != y), None)
+    return at or f"A has {len(a)}, B {len(b)}"
 
 
 _ROWS = ("lm_head", "moe_router_logits", "moe_router_indices")
