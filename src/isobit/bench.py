@@ -246,13 +246,13 @@ def _generate(model: Model, prompt: str | Sequence[int], max_tokens: int) -> Gen
             pass
     total = time.perf_counter_ns() - start
     assert stream.completion is not None
-    n_prompt = stream.completion.timings.prefill_tokens
     if not stream.token_ns:  # nor was the prompt run
         n_prompt = len(model.tokenize(prompt) if isinstance(prompt, str) else prompt)
         raise UsageError(
             f"prompt: expected fewer tokens than the context of {model.context}, got {n_prompt}"
         )
-    return Generation(n_prompt, [ns - start for ns in stream.token_ns], total)
+    times = [ns - start for ns in stream.token_ns]
+    return Generation(stream.completion.timings.prefill_tokens, times, total)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -30,6 +30,7 @@ from isobit.verify.trace_file import Manifest, Trace
 from tests.fuzz.gguf_file import ARRAY, STRING, Raw
 from tests.fuzz.harness import ROOT
 from tests.fuzz.targets.models import bases
+from tests.helpers.contracts import broken
 
 CONTRACT = ROOT / "contracts" / "qwen3-moe-forward-v1.yaml"
 MOST = 1 << 22  # array elements that a header may have
@@ -189,6 +190,38 @@ def test_counts_paths_and_folders_in_contracts(tmp_path: Path) -> None:
     ):
         (tmp_path / str(i)).mkdir()
         assert rule in findings_of(text, tmp_path / str(i))
+
+
+@pytest.mark.parametrize(
+    ("what", "rule"),
+    [
+        ("A-" * 300_000 + "A", "obligation-uncovered"),  # once from each word of it to the end
+        ("pytest -k nosuch " + "a" * 600_000, "cited-test"),
+        ("pytest -k nosuch " + "a/" * 300_000, "cited-test"),  # a name that is too long to be
+        ("isobit run -q; " * 40_000, "yaml-limit"),  # a parser for each
+        (" ".join(f"tests/{i}.py" for i in range(50_000)), "yaml-limit"),
+    ],
+)
+def test_long_texts_in_contracts(what: str, rule: str, tmp_path: Path) -> None:
+    """Each took minutes to days; or an OSError came out."""
+    text = broken(("    discharges: [AC_THING_001]\n", f"    test: {what}\n"))
+    assert rule in findings_of(text, tmp_path)
+
+
+def test_a_trace_whose_tokens_have_thousands_of_experts() -> None:
+    """Each was held against each: 25 GB for a file of one."""
+    said = in_a_process(
+        "import numpy as np\n"
+        "from isobit.verify.compare import compare\n"
+        "from isobit.verify.trace_file import Manifest, Trace\n"
+        "about = Manifest(tokens=[1], positions=[0], backend='x')\n"
+        "ids = np.arange(160_000, dtype=np.int32)[None]\n"
+        "def of(ids): return Trace(about, {'layers.0.moe_router_indices': ids,\n"
+        "    'layers.0.moe_expert_out': np.zeros(ids.shape, 'f4')})\n"
+        "print(compare(of(ids), of(ids[:, ::-1] + 1)).router_changed)",
+        4096,
+    )
+    assert said == "1\n"
 
 
 def test_an_imported_trace_without_tokens(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ run, never passed, where something is missing."""
 
 import dataclasses
 import json
+import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -295,7 +297,8 @@ def test_the_peer_is_asked(small_model: Path, tmp_path: Path) -> None:
     assert result.outcome == "passed", result.reason
     assert result.figures["ratio_to_peer"] == result.figures["median_tokens_per_second"] / 0.5
     assert result.about["peer"] == "llama.cpp abc"
-    for row in ([], [3], [ROW | {"n_gen": 8}], [ROW | {"n_depth": 64}], [{**ROW, "avg_ts": None}]):
+    odd = [[{**ROW, "avg_ts": x}] for x in (None, 0, -1, math.nan, math.inf)]
+    for row in ([], [3], [ROW | {"n_gen": 8}], [ROW | {"n_depth": 64}], *odd):
         answers(row)
         assert run(small_model, measure("parity"), ratio, peer=str(peer))[1].outcome == "not run"
     peer.write_text("#!/bin/sh\nexit 3\n")
@@ -337,15 +340,19 @@ def with_bounds(kind: str, threshold: str) -> str:
         # pieces that are one piece
         (measure("determinism", "chunks: [1, 4]"), "expected pieces smaller than a prompt, got 4"),
         # bounds that nothing here could miss
-        (with_bounds("argmax", "changed_prompts: {at_most: 2}"), "at most 2 are possible here"),
-        (with_bounds("argmax", "changed_positions: {at_most: 7}"), "at most 7 are possible"),
-        (with_bounds("router_sets", "changed_sets: {at_most: 14}"), "at most 14 are possible"),
-        (with_bounds("parity", "layers_below_cosine_0_99: {at_most: 2}"), "at most 2 are possible"),
-        (with_bounds("fault_injection", "missed_faults: {at_most: 4}"), "at most 4 are possible"),
+        (with_bounds("argmax", "changed_prompts: {at_most: 2}"), "0 to 2 are possible here"),
+        (with_bounds("argmax", "changed_positions: {at_most: 7}"), "0 to 7 are possible"),
+        (with_bounds("router_sets", "changed_sets: {at_most: 14}"), "0 to 14 are possible"),
+        (with_bounds("parity", "layers_below_cosine_0_99: {at_most: 2}"), "0 to 2 are possible"),
+        (with_bounds("fault_injection", "missed_faults: {at_most: 4}"), "0 to 4 are possible"),
         (with_bounds("parity", "differing_values: {at_most: 1.0e+9}"), "are possible here"),
         (with_bounds("determinism", "differing_values: {at_most: 1.0e+9}"), "are possible here"),
         (with_bounds("kv_equivalence", "differing_values: {at_most: 1.0e+9}"), "are possible"),
         (with_bounds("invariant", "nonfinite_values: {at_most: 1.0e+9}"), "are possible here"),
+        (with_bounds("invariant", "router_weight_deviation: {at_most: 1}"), "0 to 1 are possible"),
+        (with_bounds("parity", "least_layer_cosine: {at_least: -1}"), "-1 to 1 are possible here"),
+        (with_bounds("accuracy", "top1_kept: {at_least: 0}"), "0 to 1 are possible here"),
+        (with_bounds("throughput", "median_tokens_per_second: {at_least: 0}"), "0 to inf are"),
     ],
 )
 def test_what_would_pass_whatever_the_backend_did_is_not_run(
@@ -364,6 +371,29 @@ def test_less_text_than_was_promised_is_not_run(small_model: Path, tmp_path: Pat
     found = check(contract(text), tmp_path / "thing-v1.yaml", small_model, "cpu").results[0]
     assert found.outcome == "not run"
     assert "expected 4000 tokens in short.txt, got" in found.reason
+
+
+def test_a_text_is_a_file_of_the_repository(small_model: Path, tmp_path: Path) -> None:
+    """A device was read for ever, and files of anybody could be measured."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "pyproject.toml").touch()
+    (tmp_path / "other.txt").write_text("a b " * 900)
+    os.mkfifo(home / "pipe")
+    (home / "zero").symlink_to("/dev/zero")
+    for name, said in (
+        ("/dev/zero", "expected a file of the repository, got /dev/zero"),
+        ("zero", "expected a file of the repository, got zero"),
+        ("../other.txt", "expected a file of the repository"),
+        ("pipe", "got a named pipe"),
+        (".", "got a folder"),
+        ("nosuch.txt", "no such file"),
+        ("x" * 300, "File name too long"),
+    ):
+        text = measure("accuracy", f"text: {name}, tokens: 9").replace(f"prompts: {PROMPTS}, ", "")
+        found = check(contract(text), home / "thing-v1.yaml", small_model, "cpu").results[0]
+        assert found.outcome == "not run"
+        assert said in found.reason
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,13 @@ import pytest
 
 from isobit.cli import main
 from isobit.contracts import check as checking
-from isobit.contracts import evidence, status
+from isobit.contracts import evidence, status, status_report
 from isobit.contracts.check import check, select
 from isobit.contracts.evidence import Evidence
 from isobit.contracts.schema import Contract
 from isobit.errors import FileRefused, NotRun, UsageError
 from isobit.verify.faults import one_ulp
-from tests.helpers.contracts import Make, broken, contract, measure, stage
+from tests.helpers.contracts import PROMPTS, Make, broken, contract, measure, stage
 
 
 def found(model: Path, text: Contract, **settings: Any) -> Evidence:
@@ -28,7 +31,10 @@ def cell(text: Contract, *files: Evidence) -> str | None:
     return status.status(text, "thing-v1", files).rows[0].state("cpu")
 
 
-def test_evidence_says_what_was_measured_on_what(small_model: Path, tmp_path: Path) -> None:
+def test_evidence_says_what_was_measured_on_what(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "commit", lambda: None)
     e = found(small_model, contract(measure("parity"), measure("argmax")), seed=7, commit="abc")
     assert (e.seed, e.commit, e.numerics, e.backend) == (7, "abc", 1, "cpu")
     assert e.model["layers"] == 2
@@ -38,6 +44,93 @@ def test_evidence_says_what_was_measured_on_what(small_model: Path, tmp_path: Pa
     assert [f.name for f in (tmp_path / "a/b").iterdir()] == ["cpu-small.json"]
     assert evidence.load_all(tmp_path / "a/b") == [e]
     assert evidence.load_all(tmp_path / "none") == []
+
+
+def test_a_commit_is_that_of_the_code_and_cannot_be_typed(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = contract(measure("argmax"))
+    monkeypatch.setattr(evidence, "commit", lambda: "of-the-repository")
+    assert found(small_model, text, commit="typed").commit == "of-the-repository"
+    monkeypatch.undo()
+    git = shutil.which("git") or pytest.skip("no git here")
+    ours, installed = tmp_path / "src" / "isobit", tmp_path / ".venv" / "isobit"
+    for folder in (ours, installed):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for line in (["init", "-q"], ["add", "src"], [*named, "commit", "-qm", "first"]):
+        subprocess.run([git, "-C", str(tmp_path), *line], check=True)
+    monkeypatch.setattr(evidence, "_PACKAGE", ours)
+    assert len(evidence.commit() or "") == 12
+    (ours / "__init__.py").write_text("1")
+    assert (evidence.commit() or "").endswith("+")
+    monkeypatch.setattr(evidence, "_PACKAGE", installed)  # beside other code, or of another day
+    assert evidence.commit() is None
+
+
+def test_evidence_is_stale_when_the_text_that_was_measured_changes(
+    small_model: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "a.txt").write_text("a b c " * 40)
+    with_text = measure("accuracy", "text: a.txt, tokens: 9", "mean_kl: {at_most: 5}")
+    text = contract(with_text.replace(f"prompts: {PROMPTS}, ", ""), measure("argmax"))
+    path = tmp_path / "thing-v1.yaml"
+    good = check(text, path, small_model, "cpu", tests=select(text, ["T0"]))
+    assert [r.outcome for r in good.results] == ["passed"]
+
+    def state() -> tuple[str, str]:
+        tests = status.status(text, "thing-v1", [good], tmp_path).rows[0].cells["cpu"]
+        return tests[0].state, tests[0].why
+
+    assert state()[0] == "discharged"
+    (tmp_path / "a.txt").write_text(str(rng.integers(1 << 60)))
+    assert state()[0] == "stale"
+    assert state()[1].startswith("the code or the text has changed since it passed")
+    (tmp_path / "a.txt").unlink()
+    assert state()[0] == "stale"
+
+
+def test_evidence_says_nothing_of_another_model_or_device(small_model: Path) -> None:
+    text = contract(measure("parity", "model: {layers: 2}, device: {name: CPU}"))
+    e = found(small_model, text)
+    device = dataclasses.replace(e, device="a CPU")  # whatever this machine's is called
+    [of] = e.results
+    passed = dataclasses.replace(
+        device,
+        results=[dataclasses.replace(of, outcome="passed", reason="", figures=NOTHING)],
+    )
+    assert cell(text, passed) == "discharged"
+    assert cell(text, dataclasses.replace(passed, device="H100")) == "not run"
+    assert cell(text, dataclasses.replace(passed, device=None)) == "not run"
+    unsaid = {k: v for k, v in passed.model.items() if k != "layers"}
+    assert cell(text, dataclasses.replace(passed, model=unsaid)) == "not run"
+
+
+NOTHING = {"differing_values": 0.0, "layers_below_cosine_0_99": 0.0}
+
+
+def test_what_evidence_notes_may_be_anything(small_model: Path) -> None:
+    text = contract(measure("argmax"))
+    e = found(small_model, text)
+    for pairs in ([[[1], [2]]], [[], [{}], 3, None], "x", {"a": 1}, [[float("nan")]]):
+        odd = dataclasses.replace(e.results[0], about={"next_tokens": pairs})
+        assert cell(text, dataclasses.replace(e, results=[odd])) == "discharged"
+    shown = dataclasses.replace(e, device="\x1b[2J", driver="\x07")
+    table = status_report.markdown(status.status(text, "thing-v1", [shown]))
+    assert "\\x1b[2J, driver \\x07" in table
+
+
+def test_evidence_that_cannot_be_written_leaves_what_was_there(
+    small_model: Path, tmp_path: Path
+) -> None:
+    e = found(small_model, contract(measure("argmax")))
+    path = e.save(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="cannot write the evidence"):
+        dataclasses.replace(e, machine={"x": float("nan")}).save(tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_damaged_evidence_is_refused(small_model: Path, tmp_path: Path) -> None:
@@ -55,6 +148,12 @@ def test_damaged_evidence_is_refused(small_model: Path, tmp_path: Path) -> None:
         json.dumps({k: v for k, v in good.items() if k != "seed"}),
         json.dumps(good | {"results": [good["results"][0] | {"outcome": "DISCHARGED"}]}),
         json.dumps(good | {"results": [good["results"][0] | {"figures": {"x": "0"}}]}),
+        *(json.dumps(good | {name: odd}) for name in good for odd in ([[]], True)),
+        *(
+            json.dumps(good | {"results": [good["results"][0] | {name: odd}]})
+            for name in good["results"][0]
+            for odd in (None, [[]], True)
+        ),
     ):
         path.write_text(damaged)
         with pytest.raises(FileRefused, match="expected"):
@@ -78,10 +177,18 @@ def test_a_status_comes_from_evidence_alone(
     assert cell(text, old, good) == "discharged"
     assert cell(text, dataclasses.replace(good, numerics=0)) == "stale"
     assert cell(text, dataclasses.replace(good, contract="another")) == "not run"
-    for figures in ({}, {"differing_values": 1.0, "layers_below_cosine_0_99": 0.0}):
+    figures = {"differing_values": 0.0, "layers_below_cosine_0_99": 0.0}
+    for figures in ({}, *(figures | {"differing_values": x} for x in (1.0, -1.0, -math.inf))):
         typed = dataclasses.replace(good.results[0], figures=figures)
         by_hand = dataclasses.replace(good, results=[typed, good.results[1]])
         assert cell(text, by_hand) == "failing"  # whatever "outcome" says
+    loose = contract(measure("parity", threshold="least_layer_cosine: {at_least: -1}"))
+    typed = dataclasses.replace(
+        good.results[0],
+        measure=checking.described(loose.falsification_tests[0]),
+        figures={"least_layer_cosine": 1.0},
+    )
+    assert cell(loose, dataclasses.replace(good, results=[typed])) == "not run"
     on_cpu(stage("attn_norm", 1, one_ulp(np.random.default_rng(0))))
     bad = found(small_model, text)
     assert cell(text, good, bad) == "failing"

@@ -1,5 +1,6 @@
 """Perplexity, by both definitions, against the plain formula over whole windows of logits."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 import isobit
 from isobit.cli import main
+from isobit.cli import perplexity as command
 from isobit.errors import NothingCompared
-from isobit.verify.perplexity import perplexity
+from isobit.verify.accuracy import Accuracy
+from isobit.verify.perplexity import Perplexity, perplexity
 from tests.helpers.synth import write_model
 
 TEXT = (Path(__file__).parents[1] / "data" / "heldout.txt").read_text()
@@ -92,3 +95,15 @@ def test_windows_begin_as_texts_do(tmp_path: Path, capsys: pytest.CaptureFixture
         found.append(json.loads(capsys.readouterr().out)["by_window"])
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was an OverflowError; and in JSON, which has no infinity, it is null."""
+    found = Perplexity(windows=1)
+    found.add(np.array([[0, 4000], [0, 0]], np.float32), [0, 0])
+    assert found.value == np.inf
+    assert found.error == np.inf
+    accuracy = Accuracy("cpu", 16, predicted=2, nll_sum=4000.0)
+    assert (accuracy.perplexity, accuracy.oracle_perplexity) == (np.inf, 1.0)
+    command._print(argparse.Namespace(json=True, llama=False, window=4), found)
+    assert json.loads(capsys.readouterr().out)["perplexity"] is None

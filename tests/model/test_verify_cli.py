@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main, tools
-from isobit.verify.faults import Planted, plant
+from isobit.config import EngineConfig
+from isobit.model.weights import Weights
+from isobit.verify.faults import ChangedStage, Planted, plant
+from isobit.verify.trace_file import Manifest, Trace
 from tests.helpers.page import run_page
 
+OP = ["--op", "attn_norm=os.path:join"]
 TOKENS = "605,290,948,268,624,475"
 DOCUMENT = Path(__file__).parents[2] / "docs/divergence.md"
 
@@ -57,8 +62,50 @@ def test_trace_diff_json(home: Path, capsys: Out) -> None:
     ]
     assert found["first"] == {"stage": "attn_norm", "layer": 2}
     assert found["notes"] == ["activation_bits: A has 8, B has 16"]
-    assert main(["diff", "a", "a"]) == 0
+    shutil.copy("a", "again")
+    assert main(["diff", "a", "again"]) == 0
     assert "identical: 4 stages" in capsys.readouterr().out
+    Path("link").symlink_to("a")
+    for same in ("a", "link"):
+        assert main(["diff", "a", same]) == 5
+        assert "got a twice: it equals itself" in capsys.readouterr().err
+    assert main(["diff", "a", "again", "--layers", "1..2"]) == 5
+    assert "layer 1: expected in both traces, found in none" in capsys.readouterr().err
+
+
+def test_a_gate_and_an_accuracy_are_of_finite_values(
+    home: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was NaN had no part in their figures, and logits have none in the gate's."""
+
+    def poison(logits: np.ndarray) -> None:
+        logits[0, 7] = np.nan
+
+    class Broken(ChangedStage):
+        name = "cpu"
+
+        def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+            super().__init__(weights, engine, "lm_head", None, poison)
+
+    several = prompts("[605, 290]", "[17, 5]")
+    monkeypatch.setattr("isobit.backends.cpu.CpuBackend", Broken)
+    for against in (["--against", "oracle"], ["--min-cosine", "0.9"]):
+        for tokens in (["--tokens", "605,290"], several):
+            assert main(["verify", *tokens, *against]) == 1
+            assert "lm_head: 1 values are NaN or infinite in A alone" in capsys.readouterr().err
+
+
+def test_what_a_trace_says_of_itself_does_nothing_to_a_terminal(home: Path, capsys: Out) -> None:
+    about = {"tokens": [1, 2], "positions": [0, 1], "backend": "\x1b[2J", "device": "\x9b1m"}
+    for name, x in (("a", 1), ("b", 2)):
+        stage = "lm_head\x1b]0;x"
+        one = Manifest(**about, stages=[stage], isobit=f"\x07{name}")
+        Trace(one, {stage: np.full((2, 3), x, np.float32)}).save(name)
+    for more in ([], ["--every"], ["--format", "md"], ["--format", "table"]):
+        assert main(["diff", "a", "b", *more]) == 1
+        said = capsys.readouterr()
+        assert "lm_head\\x1b]0;x" in said.out
+        assert not {"\x1b", "\x9b", "\x07"} & {*said.out, *said.err}
 
 
 @pytest.mark.parametrize("fault", ["swapped-kv", "swapped-layers@6"])
@@ -120,7 +167,15 @@ def test_a_planted_fault_that_does_not_show_is_an_error(
             2,
             "8 or 16",
         ),
-        (["verify", "--tokens", "5,99999"], 2, "99999"),
+        (["verify", "--tokens", "5,99999", "--against", "cpu"], 2, "99999"),
+        (["verify", "--tokens", "5,6"], 5, "got reference with 16 bits twice"),
+        (
+            ["verify", "--tokens", "5", "--plant", "nan", "--against", "oracle"],
+            2,
+            "to compare with",
+        ),
+        (["verify", "--tokens", "5,6", *OP, *OP], 2, "each stage once, got one twice"),
+        (["verify", "--tokens", "5,6", *OP, "--plant", "nan"], 2, "expected no --plant"),
         (["ablate", "--tokens", "5,6"], 2, "got neither"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv_matmul=int4"], 2, "got 'int4'"),
         (["ablate", "--tokens", "5,6", "--stage", "qkv=f64"], 2, "did you mean 'qkv_matmul'"),
@@ -140,11 +195,12 @@ def test_mistakes(argv: list[str], code: int, complaint: str, home: Path, capsys
 
 def test_files_that_are_not_what_they_should_be(home: Path, capsys: Out) -> None:
     trace("a")
+    shutil.copy("a", "b")
     Path("text").write_text("hello")
     for argv in (
         ["diff", "a", "text"],
         ["diff", "a", "absent"],
-        ["diff", "a", "a", "--replay", "text"],
+        ["diff", "a", "b", "--replay", "text"],
         ["replay", "text", "--backend", "reference"],
         ["replay", "absent", "--backend", "reference"],
         ["import-trace", "absent", "--tokens", "1,2", "-o", "t"],

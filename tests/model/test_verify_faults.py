@@ -221,6 +221,18 @@ def silent(clean: Model) -> Model:
     return with_backend(clean, lambda w, e: Silent(w, e, "attention", 0, lambda _: None))
 
 
+@pytest.mark.parametrize("layers", [range(8, 9), range(0), range(-1, 2), range(0, 10**12, 98)])
+def test_layers_that_there_are_not_are_an_error(layers: range, clean: Model) -> None:
+    """What was left, embedding and logits, agreed, and that was all."""
+    with isobit.load("sample", "cpu") as other:
+        for call in (
+            lambda: verify(other, ModelRun(clean), IDS, layers),
+            lambda: record(other, IDS, layers=layers),
+        ):
+            with pytest.raises(UsageError, match=r"^layers: expected some of 0 to 7, got range"):
+                call()
+
+
 def test_a_missing_stage_is_an_error(clean: Model) -> None:
     with pytest.raises(NothingCompared, match=r"^attention of layer 0: .* attn_out of layer 0$"):
         found(silent(clean), clean)

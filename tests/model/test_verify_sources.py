@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +331,7 @@ def test_float64_everywhere_is_the_oracle(ablation: Ablation) -> None:
 def test_nothing_changed_is_the_specification(ablation: Ablation) -> None:
     outcome = ablation.try_out({})
     assert (outcome.factor, outcome.share, outcome.argmax_moved, outcome.sets_moved) == (1, 0, 0, 0)
-    assert ablation.try_out({"qkv_matmul": "int8/32"}, layers=[]).factor == 1
+    assert ablation.try_out({"qkv_matmul": "own"}, layers=[3]).factor == 1
 
 
 def test_coarser_is_worse_in_order(ablation: Ablation) -> None:
@@ -469,6 +469,22 @@ def test_another_order_of_float32_stays_close(stage: str, ablation: Ablation) ->
 def test_unknown_stages_and_arithmetics(text: str, ablation: Ablation) -> None:
     with pytest.raises(UsageError, match=r"expected |did you mean "):
         ablation.parse(text)
+
+
+@pytest.mark.parametrize("layers", [[], [99], range(8, 10)])
+def test_a_stage_that_is_in_no_chosen_layer_is_not_found_to_do_nothing(
+    layers: Sequence[int], ablation: Ablation
+) -> None:
+    for call in (
+        lambda: ablation.try_out({"qkv_matmul": "f64"}, layers),
+        lambda: ablation.try_out({"lm_head": "f64", "qkv_matmul": "f64"}, layers),
+        lambda: ablation.alone("qkv_matmul", layers=layers),
+    ):
+        with pytest.raises(UsageError, match="layers: expected one with qkv_matmul"):
+            call()
+    with pytest.raises(UsageError, match="expected one with nosuch"):
+        ablation.try_out({"nosuch": "f64"})
+    assert [o.name for o in ablation.rank(layers=iter(layers))] == ["final_norm", "lm_head"]
 
 
 def test_roundings() -> None:

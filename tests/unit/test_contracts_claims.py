@@ -257,6 +257,62 @@ def test_a_class_of_divergence_is_what_prompts_did(
     assert count in page.read_text().lower()
 
 
+@pytest.mark.parametrize("typed", ["KNOWN_DIVERGENCE_BENIGN", "KNOWN_LIMITATION_BENIGN"])
+def test_a_class_cannot_be_typed_against_what_prompts_did(
+    typed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = ("property: Finite.", f"property: Finite.\n    divergence: {typed}")
+    changes = (PROMPTS, mark, ("ACTIVE_RUNTIME", f"{ALGORITHM}_WITH_DOCUMENTED_DIVERGENCE"))
+    changes += (("status: SHIPPED", "status: PENDING"),)
+    path = placed(tmp_path, "passed", "failing", changes=changes, flipped=[])
+    assert main(["contract", "lint", str(path)]) == 0
+    capsys.readouterr()
+    path = placed(tmp_path, "passed", "failing", changes=changes, flipped=[1])
+    assert main(["contract", "lint", str(path)]) == 1
+    at = 1 + path.read_text()[: path.read_text().index(typed)].count("\n")
+    expected = f"{path}:{at}:17: error[status-contradicted]: expected KNOWN_DIVERGENCE_NOT_BENIGN"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_class_of_what_does_not_fail_shows_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claimed = f"{ALGORITHM}_WITH_DOCUMENTED_DIVERGENCE"
+    mark = ("property: Finite.", "property: Finite.\n    divergence: KNOWN_DIVERGENCE_BENIGN")
+    for outcome in ("not run", "passed"):
+        contract = opened(mark)
+        found = standing(contract, evidence(contract, "passed", outcome))
+        lacking = claims.missing(found, claimed)
+        assert lacking[0].startswith("no obligation diverges")
+        assert [x[:18] for x in lacking[1:]] == ["cpu, AC_THING_002,"] * (outcome == "not run")
+    path = placed(tmp_path, "passed", "passed", changes=(mark, ("ACTIVE_RUNTIME", claimed)))
+    assert main(["contract", "status", str(path), "--gate"]) == 1
+    assert "the evidence does not show it: no obligation diverges" in capsys.readouterr().err
+
+
+def test_a_gate_does_not_pass_on_another_contract_s_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, empty = placed(tmp_path, "passed", "passed"), tmp_path / "empty-v1.yaml"
+    text = GOOD[: GOOD.index("proof_obligations")] + GOOD[GOOD.index("falsification_tests") :]
+    tests = "falsification_tests:\n  - {id: T, prediction: p, if_fails: f, test: t}\n"
+    empty.write_text(text[: text.index("falsification_tests")] + tests)
+    assert main(["contract", "status", str(good), "--gate"]) == 0
+    assert main(["contract", "status", str(good), str(empty), "--gate"]) == 6
+    said = capsys.readouterr().err
+    assert "thing: expected an obligation that is discharged, found none" in said
+
+
+def test_a_folder_of_evidence_that_is_named_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = placed(tmp_path, "passed", "passed")
+    for action in (["status"], ["amend", "--dry-run"]):
+        argv = ["contract", *action, str(path), "--evidence", str(tmp_path / "evidenc")]
+        assert main(argv) == 2
+        assert "--evidence: expected a folder, got" in capsys.readouterr().err
+
+
 def test_nothing_is_benign_of_which_no_prompt_was_tried(tmp_path: Path) -> None:
     path = placed(tmp_path, "passed", "failing", changes=(("ACTIVE_RUNTIME", "PROPOSED"),))
     assert main(["contract", "amend", str(path), "--divergence", "KNOWN_DIVERGENCE_BENIGN"]) == 1

@@ -9,7 +9,7 @@ import pytest
 from isobit.cli import main, options_of
 from isobit.contracts import document, findings, lint, references, validate
 from isobit.contracts.findings import RULES, Finding
-from isobit.contracts.kinds import FIGURES, Bound
+from isobit.contracts.kinds import FIGURES, Bound, never_fails
 from isobit.contracts.schema import Contract, json_schema
 from tests.helpers.contracts import GOOD, broken
 
@@ -46,6 +46,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ("type", "error", [("[[605, 290, 948]]", "[[605, -1]]")], "[[605, -1]]"),
     ("type", "error", [("[[605, 290, 948]]", "[]")], "prompts: []"),
     ("type", "error", [("{at_most: 0}", "{}")], "differing_values: {}"),
+    ("type", "error", [("{at_most: 0}", "{at_most: 1.0e+999}")], "at_most: 1.0e+999"),
     ("type", "error", [("differing_values", "differing_vals")], "kind: parity"),
     ("unknown-key", "error", [("  author:", "  autor:")], "autor"),
     ("unknown-key", "error", [("discharges: [AC_THING_001]", "discharge: [X]")], "discharge:"),
@@ -310,10 +311,44 @@ def test_ids_in_the_text_count_where_none_are_typed() -> None:
     assert references.named("A_001/004, C_03..01, A_0003", known) == {"A_001", "A_004", "A_0003"}
 
 
+TESTS = """\
+import pytest, unittest
+def test_one(): pass
+# def test_two(): pass
+'''def test_three(): pass'''
+@pytest.mark.skipif(True, reason="no such device")
+@pytest.mark.parametrize("skip", [1])
+def test_four(skip): pass
+@pytest.mark.skip
+def test_five(): pass
+@pytest.mark.xfail(reason="some day")
+async def test_six(): pass
+class TestA:
+    def test_in(self): pass
+    @unittest.skip("later")
+    def test_off(self): pass
+class TestB:
+    pytestmark = pytest.mark.xfail
+    def test_b(self): pass
+if True:
+    def test_seven(): pass
+"""
+RUN = [f"tests/test_a.py::{name}" for name in ("test_four", "TestA::test_in", "test_seven")]
+NOT_RUN = [
+    *(f"tests/test_a.py::test_{name}" for name in ("three", "five", "six", "in_a")),
+    *(f"tests/test_a.py::{name}" for name in ("TestA::test_off", "TestB::test_b", "TestA::test_b")),
+    *("tests/test_off.py::test_one", "tests/test_broken.py::test_one"),
+]
+
+
 def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests/test_a.py").write_text("def test_one():\n    pass\n")
+    (tmp_path / "tests/test_a.py").write_text(TESTS)
+    (tmp_path / "tests/test_off.py").write_text(
+        "import pytest\npytestmark = [pytest.mark.skip('later')]\ndef test_one(): ...\n"
+    )
+    (tmp_path / "tests/test_broken.py").write_text("def test_one(:\n")
     path = str(tmp_path / "thing-v1.yaml")
     cited = {
         "tests/test_a.py": [],
@@ -321,6 +356,8 @@ def test_citations_are_looked_up_in_the_repository(tmp_path: Path) -> None:
         "see https://example.org/tests/test_b.py": [],
         "tests/test_b.py": ["cited-file"],
         "tests/test_a.py::test_two": ["cited-test"],
+        **{name: [] for name in RUN},
+        **{name: ["cited-test"] for name in NOT_RUN},
         "../tests/test_b.py": [],
     }
     for text, rules in cited.items():
@@ -583,11 +620,11 @@ def test_bounds(value: float) -> None:
 def test_never_fails_for_every_figure() -> None:
     for figures in FIGURES.values():
         for figure in figures.values():
-            assert lint.never_fails(Bound(at_least=figure.low), figure)
-            assert lint.never_fails(Bound(at_most=figure.high), figure)
+            assert never_fails(Bound(at_least=figure.low), figure)
+            assert never_fails(Bound(at_most=min(figure.high, 1e300)), figure)
             inside = figure.low + 0.5
-            assert not lint.never_fails(Bound(at_most=inside), figure)
-            assert not lint.never_fails(Bound(at_least=inside), figure)
+            assert not never_fails(Bound(at_most=inside), figure)
+            assert not never_fails(Bound(at_least=inside), figure)
 
 
 def test_unread_keys_are_not_lost_on_the_way() -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from isobit.errors import FileRefused, NothingCompared, UsageError
 from isobit.model.stages import all_stages
-from isobit.verify import report
+from isobit.verify import blame, report
 from isobit.verify.compare import compare
 from isobit.verify.trace_file import Manifest, Trace, graph_order, parse_layers, parse_stages
 
@@ -49,6 +49,7 @@ def test_equal_traces_are_identical() -> None:
     assert diff.identical
     lines = report.summary(diff)
     assert lines[0].startswith("identical: 17 stages")
+    assert "NaN" not in lines[0]
     assert lines[1] == "A is made up; B is made up"
 
 
@@ -146,7 +147,8 @@ def test_experts_are_measured_with_the_same_expert() -> None:
         (lambda t: t.pop("layers.2.attn_norm"), MANIFEST, "attn_norm of layer 2: expected in both"),
         (lambda t: t.pop("lm_head"), MANIFEST, "lm_head: expected in both traces, missing in A"),
         (lambda t: t.clear(), MANIFEST, "expected in both"),
-        (nothing, replace(MANIFEST, tokens=[5, 6, 7, 9]), "the same tokens"),
+        (nothing, replace(MANIFEST, tokens=[5, 6, 7, 9]), "A has 9 at position 3, B 8"),
+        (nothing, replace(MANIFEST, tokens=[*TOKENS, 9]), "got different ones: A has 5, B 4"),
         (nothing, replace(MANIFEST, positions=[]), "none in common"),
         (lambda t: t.update(lm_head=np.ones((4, 8), np.float32)), MANIFEST, "one shape"),
         (
@@ -178,6 +180,14 @@ def test_margins_of_another_shape(shape: tuple[int, ...]) -> None:
             compare(a, b)
 
 
+@pytest.mark.parametrize("name", ["layers.01.attn_norm", "layers.00000.attn_norm"])
+def test_a_tensor_has_one_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    Trace(MANIFEST, made() | {name: np.zeros((4, 6), np.float32)}).save(path)
+    with pytest.raises(FileRefused, match=name):
+        Trace.load(path)
+
+
 def test_empty_selections_are_errors() -> None:
     a, b = pair(nothing)
     with pytest.raises(NothingCompared, match="attn_out"):
@@ -186,6 +196,77 @@ def test_empty_selections_are_errors() -> None:
         compare(a, b, stages=frozenset({"attn_norm"}), layers=range(8, 9))
     with pytest.raises(NothingCompared, match="none to compare"):
         compare(Trace(MANIFEST, {}), Trace(MANIFEST, {}))
+
+
+def test_a_layer_that_nobody_recorded_is_not_compared() -> None:
+    with pytest.raises(NothingCompared, match="layer 5: expected in both traces, found in none"):
+        compare(*pair(nothing), layers=range(4, 7))
+    diff = compare(*pair(nothing), layers=range(4, 5))
+    assert {s.layer for s in diff.stages} == {None, 4}
+
+
+def test_values_of_other_shapes_are_not_compared() -> None:
+    wide = {"layers.0.attention": np.zeros((4, 2, 3), np.float32)}
+    tall = {"layers.0.attention": np.zeros((4, 3, 2), np.float32)}
+    flat = {"layers.0.attention": np.zeros((4, 6), np.float32)}  # of an engine that says none
+    with pytest.raises(NothingCompared, match=r"got \(4, 2, 3\) and \(4, 3, 2\)"):
+        compare(Trace(MANIFEST, wide), Trace(MANIFEST, tall))
+    assert compare(Trace(MANIFEST, flat), Trace(MANIFEST, tall)).identical
+
+
+@pytest.mark.parametrize("types", [("f4", "f4"), ("f4", "f8"), ("f8", "f4"), ("f8", "f8")])
+def test_zeros_of_two_signs_and_nan_differ_in_every_type(types: tuple[str, str]) -> None:
+    def found(x: float, y: float) -> bool:
+        a, b = (np.full((4, 2), v, t) for v, t in zip((x, y), types, strict=True))
+        one, other = (Trace(MANIFEST, {"lm_head": v}) for v in (a, b))
+        return compare(one, other).identical
+
+    assert found(0.0, 0.0)
+    assert not found(0.0, -0.0)
+    assert not found(np.nan, -np.nan)
+    assert not found(np.nan, np.inf)
+
+
+def test_a_cosine_that_is_no_number_is_below_every_gate() -> None:
+    """float64 sums overflow: NaN, which the next comparison's cosine took away."""
+    huge, fine = (
+        compare(*(Trace(MANIFEST, {"layers.0.post_ffn_residual": x}) for x in pair))
+        for pair in (
+            (np.full((4, 2), 1e200), np.full((4, 2), 2e200)),
+            (np.ones((4, 2)), np.ones((4, 2))),
+        )
+    )
+    assert np.isnan(huge.stages[0].distance.cosine)
+    for diffs in ([huge], [huge, fine], [fine, huge]):
+        assert blame.gate(diffs, 0.99).below == [0]
+
+
+def test_two_runs_that_are_broken_alike_are_said_to_be() -> None:
+    tensors = made()
+    tensors["lm_head"][1, 2:4] = np.nan
+    lines = report.summary(compare(Trace(MANIFEST, tensors), Trace(MANIFEST, tensors)))
+    assert lines[0].endswith("4 tokens; 2 values are NaN or infinite")
+
+
+def test_an_expert_is_compared_with_the_same_expert_of_its_own_layer(
+    rng: np.random.Generator,
+) -> None:
+    ids = np.array([rng.permutation(9)[:4] for _ in range(4)], np.int32)
+    order = np.argsort(rng.random((4, 4)), axis=1)
+    out = rng.standard_normal((4, 4, 3)).astype(np.float32)
+    other = np.take_along_axis(ids, order, axis=1)
+    other[2, rng.integers(4)] = 9
+    moved = np.take_along_axis(out, order[..., None], axis=1)
+    a = {"layers.0.moe_router_indices": ids, "layers.0.moe_expert_out": out}
+    b = {"layers.0.moe_router_indices": other, "layers.0.moe_expert_out": moved}
+    diff = compare(Trace(MANIFEST, a), Trace(MANIFEST, b))
+    assert [s.distance.differing == 0 for s in diff.stages] == [False, True]
+    assert diff.stages[1].distance.values == 15 * 3  # all but the one that only one of them took
+    # layer 1 says nothing of its experts: none of them is left out for what layer 0 chose
+    a |= {"layers.1.moe_expert_out": out}
+    b |= {"layers.1.moe_expert_out": out + np.float32(1)}
+    diff = compare(Trace(MANIFEST, a), Trace(MANIFEST, b))
+    assert diff.stages[2].distance.values == diff.stages[2].distance.differing == 16 * 3
 
 
 def test_one_token_is_compared_and_said_to_be_one() -> None:

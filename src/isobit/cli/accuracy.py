@@ -10,6 +10,7 @@ from isobit.cli.output import add_format, bar, print_table
 from isobit.config import MOST_POSITIONS
 from isobit.verify import accuracy
 from isobit.verify.accuracy import Accuracy
+from isobit.verify.diff import finite
 from isobit.verify.oracle import Oracle
 
 
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace, found: list[Accuracy]) -> None:
     if args.json:
-        print(json.dumps([_row(a) for a in found]))
+        print(json.dumps(finite([_row(a) for a in found]), allow_nan=False))
     else:
         header = ["activations", "tokens", "mean KL", "top-1 kept", "changed expert sets"]
         header += ["perplexity", "oracle's"]

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--gate",
         action="store_true",
-        help="exit 1 if a row is failing or stale or a status is denied, 6 if a row was not run",
+        help="exit 1 if a row is failing or stale or a status is not shown, 6 if a row was not run",
     )
     _add_amend(add("amend", "add an entry to the history and raise the version everywhere", ""))
 
@@ -280,7 +280,9 @@ def _standing(args: argparse.Namespace, name: str, contract: "Contract") -> "Sta
 
     path = Path(name)
     folder = Path(args.evidence) if args.evidence else evidence.default_folder(path)
-    return status.status(contract, path.stem, evidence.load_all(folder))
+    if args.evidence and not folder.is_dir():
+        raise UsageError(f"--evidence: expected a folder, got {args.evidence!r}, which is none")
+    return status.status(contract, path.stem, evidence.load_all(folder), path.parent)
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -304,8 +306,8 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _gate(found: "list[Status]") -> None:
-    """Raises GateFailed for a row that is failing or stale and for a status that evidence denies,
-    NotRun for a row of which nothing is known."""
+    """Raises GateFailed for a row that is failing or stale and for a status that evidence does not
+    show, NotRun for a row of which nothing is known, and for a contract without any."""
     from isobit.contracts import claims  # noqa: PLC0415
 
     failing, stale, missing = (
@@ -313,13 +315,14 @@ def _gate(found: "list[Status]") -> None:
     )
     if failing or stale:
         raise GateFailed(f"{failing} failing and {stale} stale rows")
-    for s in found:
-        if denied := s.declared and claims.denials(s, s.declared):
-            raise GateFailed(
-                f"status {s.declared}: the evidence denies it: {claims.listed(denied)}"
-            )
-    if missing or not any(s.count("discharged") for s in found):
+    if missing:
         raise NotRun(f"{missing} rows were not run")
+    for s in found:
+        if not s.count("discharged"):
+            raise NotRun(f"{s.name}: expected an obligation that is discharged, found none")
+        if unseen := claims.missing(s, s.declared):
+            shown = claims.listed(unseen)
+            raise GateFailed(f"status {s.declared}: the evidence does not show it: {shown}")
 
 
 def _amend(args: argparse.Namespace) -> None:

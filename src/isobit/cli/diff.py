@@ -1,8 +1,10 @@
 """``isobit diff``: compare two traces."""
 
 import argparse
+from pathlib import Path
 
 from isobit.cli import tools
+from isobit.errors import NothingCompared
 from isobit.verify.compare import compare
 from isobit.verify.trace_file import Trace, parse_layers, parse_stages
 from isobit.verify.verify import open_replay
@@ -30,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     a, b = Trace.load(args.a), Trace.load(args.b)
+    if Path(args.a).samefile(args.b):
+        raise NothingCompared(f"expected two traces, got {args.a} twice: it equals itself")
     recorded = a.stages() + b.stages()
     names = list(dict.fromkeys(stage for stage, _ in recorded))
     stages = None if args.stages is None else parse_stages(args.stages, names)

@@ -77,6 +77,7 @@ def print_table(
     On a terminal that is too narrow the columns named in ``drop`` are left out, the first of them
     first, and a line says so; what is still too wide is folded within its cells.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]  # a file may say anything
     if form == "md" or (form is None and not sys.stdout.isatty()):
         print(markdown(header, rows, left))
         return

@@ -7,6 +7,7 @@ from isobit.cli import argtypes, options, prompt_options, tools
 from isobit.cli.output import bar, count
 from isobit.config import MOST_POSITIONS
 from isobit.errors import UsageError
+from isobit.verify.diff import finite
 from isobit.verify.perplexity import Perplexity, perplexity
 
 
@@ -72,7 +73,7 @@ def _print(args: argparse.Namespace, found: Perplexity) -> None:
             "definition": "second half of each window" if args.llama else "all but the first token",
             "by_window": found.by_window,
         }
-        print(json.dumps(report))
+        print(json.dumps(finite(report), allow_nan=False))
         return
     error = "" if found.error is None else f" ± {found.error:.4f}"
     which = "the second halves" if args.llama else "all tokens but the first"

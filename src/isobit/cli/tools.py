@@ -12,7 +12,7 @@ from isobit.backends.cpu._cpu import exit_on_bus_error
 from isobit.cli import argtypes, options, prompt_options, say
 from isobit.cli.output import add_format, busy, print_table
 from isobit.config import EngineConfig
-from isobit.errors import GateFailed, NothingCompared, UsageError
+from isobit.errors import GateFailed, NothingCompared, UsageError, printable
 from isobit.gguf.reader import GGUFFile
 from isobit.model.checkpoint import open_model
 from isobit.runtime.model import Model, locate
@@ -210,15 +210,29 @@ def show(
     else:
         lines = report.summary(diff, text)
         lines += [] if gate is None else [f"gate: {gate}"]
-        print("\n".join(lines), end="\n\n")
+        print("\n".join(map(printable, lines)), end="\n\n")
         header, rows = report.table(diff, every=args.every)
         print_table(header, rows, args.format, drop=_DROP)
     if gate is not None:
         require_gate(gate)
-    elif not diff.accuracy and diff.first is not None:
+    if gate is not None or diff.accuracy:
+        require_finite([diff])
+    elif diff.first is not None:
         faulty = diff.faulty
         cause = f"; faulty: {faulty[0].where}" if faulty else ""
         raise GateFailed(f"the runs differ, first at {diff.first.where}{cause}")
+
+
+def require_finite(diffs: Sequence[Diff]) -> None:
+    """Raises GateFailed for values that are NaN or infinite in one run alone, of which figures over
+    the others say nothing."""
+    for diff in diffs:
+        for s in diff.stages:
+            n, m = s.distance.nonfinite_a, s.distance.nonfinite_b
+            if (n == 0) != (m == 0):
+                raise GateFailed(
+                    f"{s.where}: {n or m} values are NaN or infinite in {'A' if n else 'B'} alone"
+                )
 
 
 def gate_json(gate: blame.Gate) -> dict[str, object]:

@@ -9,7 +9,7 @@ import numpy as np
 from isobit.backend_names import BACKENDS
 from isobit.cli import options, say, tools
 from isobit.cli.output import bar, print_table
-from isobit.errors import GateFailed, UsageError, did_you_mean
+from isobit.errors import GateFailed, NothingCompared, UsageError, did_you_mean
 from isobit.runtime.model import Model
 from isobit.verify import blame, plugin
 from isobit.verify.diff import Diff
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     if len(prompts) > 1 and args.html:
         raise UsageError(f"--html: expected one prompt to show, got {len(prompts)}")
     n = max(map(len, prompts))
-    functions = dict(plugin.parse(text) for text in args.op)
+    functions = _functions(args)
     if functions:
         args.backend = "reference"
     with ExitStack() as stack:
@@ -85,6 +85,8 @@ def main(args: argparse.Namespace) -> None:
         y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
+            if not alone:
+                _require_another(x, y.model)
         found, stopped = _compared(x, y, prompts, layers, pictures=bool(args.html))
         text = blame.texts(x.detokenize)
         if stopped is not None:
@@ -93,11 +95,39 @@ def main(args: argparse.Namespace) -> None:
                     _show_all(found, args, text)
             raise KeyboardInterrupt(stopped)
         if planted is not None:
-            _say_whether_found(planted, found, exact=isinstance(y, ModelRun))
+            _say_whether_found(planted, found)
         if len(found) == 1:
             tools.show(found[0], args, text)
         else:
             _show_all(found, args, text)
+
+
+def _functions(args: argparse.Namespace) -> dict[str, plugin.Function]:
+    """Those that --op puts to the test. Raises UsageError where one of them, or what --plant has,
+    would not be."""
+    found = dict(plugin.parse(text) for text in args.op)
+    if len(found) < len(args.op):
+        raise UsageError("--op: expected each stage once, got one twice")
+    if args.plant is not None and args.against not in BACKENDS:
+        raise UsageError(
+            f"--plant: expected a backend to compare with, whose bits show where a fault is; got "
+            f"--against {args.against}"
+        )
+    if found and args.plant is not None:
+        raise UsageError("--op: expected no --plant beside it: one of them at a time is looked for")
+    return found
+
+
+def _require_another(x: Model, y: Model) -> None:
+    """Raises NothingCompared for one backend in one arithmetic on both sides, unless the model is
+    spread on one of them."""
+    name, bits, engine = x.backend.name, x.engine.activation_bits, x.engine
+    spread = engine.parts > 1 or engine.stages
+    if not spread and (name, bits) == (y.backend.name, y.engine.activation_bits):
+        raise NothingCompared(
+            f"expected --against another backend, or other bits of activations, got {name} with "
+            f"{bits} bits twice: it would agree with itself on anything"
+        )
 
 
 def _compared(
@@ -137,19 +167,16 @@ def _planted(text: str, model: Model) -> Planted:
     return plant(name, int(at) if at else n // 2, np.random.default_rng(0))
 
 
-def _say_whether_found(planted: Planted, found: list[Diff], *, exact: bool) -> None:
-    """What the comparison made of a planted fault. Raises GateFailed if it did not see it.
-
-    Where bits are compared it has to be the first that differs, in every prompt.
-    """
+def _say_whether_found(planted: Planted, found: list[Diff]) -> None:
+    """What the comparison made of a planted fault. Raises GateFailed where it is not the first that
+    differs, in every prompt."""
     at = where(*planted.place)
     say(f"planted {planted.name}: it first shows in {at}")
-    if exact:
-        for i, d in enumerate(found):
-            got = "nothing" if d.first is None else d.first.where
-            if got != at:
-                raise GateFailed(f"prompt {i}: expected {planted.name} found at {at}, got {got}")
-        say(f"found there{f', after each of {len(found)} prompts' if len(found) > 1 else ''}")
+    for i, d in enumerate(found):
+        got = "nothing" if d.first is None else d.first.where
+        if got != at:
+            raise GateFailed(f"prompt {i}: expected {planted.name} found at {at}, got {got}")
+    say(f"found there{f', after each of {len(found)} prompts' if len(found) > 1 else ''}")
 
 
 def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> None:
@@ -169,10 +196,12 @@ def _show_all(found: list[Diff], args: argparse.Namespace, text: blame.Text) -> 
                 print(f"prompt {i}: {line}")
         if gate is not None:
             print(f"gate: {gate}")
-    wrong = [i for i, d in enumerate(found) if not d.accuracy and not d.identical]
     if gate is not None:
         tools.require_gate(gate)
-    elif wrong:
+    if gate is not None or found[0].accuracy:
+        tools.require_finite(found)
+    wrong = [i for i, d in enumerate(found) if not d.accuracy and not d.identical]
+    if wrong and gate is None:
         at = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
         raise GateFailed(f"the runs differ for {len(wrong)} of {len(found)} prompts: {at}")
 

@@ -1,7 +1,9 @@
 """Running a contract's measures on one backend after another."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -13,11 +15,10 @@ from isobit.backend_names import BACKENDS
 from isobit.contracts import evidence
 from isobit.contracts.citations import repository
 from isobit.contracts.evidence import Evidence, Result
-from isobit.contracts.kinds import FIGURES, SPEED, Figure, Measure
-from isobit.contracts.lint import never_fails
+from isobit.contracts.kinds import FIGURES, SPEED, Accuracy, Figure, Measure, never_fails
 from isobit.contracts.measure import engine_for, take
 from isobit.contracts.schema import Contract, FalsificationTest
-from isobit.contracts.target import Measured, Target
+from isobit.contracts.target import Measured, Target, text_file
 from isobit.errors import BackendUnavailable, IsobitError, NotRun, UsageError
 from isobit.runtime.model import Model
 
@@ -94,8 +95,7 @@ def check(
                     "layers": opened.config.n_layers,
                     "vocabulary": opened.config.vocab,
                 }
-                root = repository(path) or Path.cwd()
-                with Target(opened, backend, root, seed, peer) as target:
+                with Target(opened, backend, root_of(path), seed, peer) as target:
                     results += _run(group, target, progress)
         except (IsobitError, OSError) as error:
             for result in (missed := [_not_run(t, str(error)) for t in group]):
@@ -112,8 +112,8 @@ def check(
         machine=evidence.machine(),
         model=about,
         seed=seed,
-        commit=commit or evidence.commit(),
-        code=evidence.code_digest(code_of(contract, backend)),
+        commit=evidence.commit() or commit,
+        code=depends_on(contract, backend, path),
         numerics=numerics.VERSION,
         activation_bits=bits[0],
         results=sorted(results, key=lambda r: order[r.test]),
@@ -129,6 +129,26 @@ def code_of(contract: Contract, backend: str) -> frozenset[str]:
             against = getattr(measure, "against", "reference")
             needed.add(against if against in BACKENDS else "reference")
     return frozenset(needed)
+
+
+def depends_on(contract: Contract, backend: str, path: Path) -> str:
+    """Digest of what a backend's evidence depends on: its code, and the texts that are measured,
+    which the contract at ``path`` names."""
+    code = evidence.code_digest(code_of(contract, backend))
+    measures = [t.measure for t in contract.falsification_tests if isinstance(t.measure, Accuracy)]
+    names = sorted({m.text for m in measures if m.text is not None and backend in m.backends})
+    if not names:
+        return code
+    digest = hashlib.sha256(code.encode())
+    for name in names:
+        with suppress(NotRun):  # one that is not there was not measured
+            digest.update(hashlib.sha256(text_file(root_of(path), name)).digest())
+    return digest.hexdigest()
+
+
+def root_of(path: Path) -> Path:
+    """The folder that a contract's texts are looked for in."""
+    return repository(path) or Path.cwd()
 
 
 def _run(tests: Sequence[FalsificationTest], target: Target, progress: Progress) -> list[Result]:
@@ -183,11 +203,12 @@ def _one(test: FalsificationTest, target: Target) -> Result:
 def _require_possible(measure: Measure, taken: Measured) -> None:
     """Raises NotRun where nothing that could be found would have missed a bound."""
     for name, bound in measure.threshold.items():
-        figure, most = FIGURES[measure.kind][name], taken.most.get(name)
-        if most is not None and never_fails(bound, Figure(figure.what, figure.low, most)):
+        figure = FIGURES[measure.kind][name]
+        most = taken.most.get(name, figure.high)
+        if never_fails(bound, Figure(figure.what, figure.low, most)):
             raise NotRun(
-                f"{name}: expected a bound that can be missed, got {bound} where at most {most:g} "
-                "are possible here"
+                f"{name}: expected a bound that can be missed, got {bound} where {figure.low:g} to "
+                f"{most:g} are possible here"
             )
 
 

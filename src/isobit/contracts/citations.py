@@ -4,9 +4,11 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from isobit.contracts import cited_tests
+from isobit.contracts.cited_tests import is_there
 from isobit.contracts.document import Document, Key
 from isobit.contracts.findings import Severity
 from isobit.contracts.kinds import Accuracy
@@ -36,7 +38,7 @@ def check_citations(document: Document, contract: Contract, commands: Commands) 
 
     Files are looked for in the repository that the contract lies in; outside of one they are left.
     """
-    root = repository(Path(document.path))
+    root, commands = repository(Path(document.path)), cache(commands)
     for at, text, severe in _texts(contract):
         if root is not None:
             _files(document, root, at, text, severe=severe)
@@ -74,10 +76,12 @@ def _texts(contract: Contract) -> Iterator[tuple[Key, str, bool]]:
 def _files(document: Document, root: Path, at: Key, text: str, *, severe: bool) -> None:
     for match in _PATH.finditer(text):
         name, names = match.groups()
+        if document.full:
+            return
         if ".." in Path(name).parts:
             continue
         file = root / name
-        if not _is_there(file):
+        if not is_there(file):
             if not severe or not _comes_to_be(root, name, at, text[: match.start()]):
                 message = f"expected a file of this repository, got {name}, which is not there"
                 meant = severe and (at[0] != "falsification_tests" or _near(root, name))
@@ -97,7 +101,7 @@ def _comes_to_be(root: Path, name: str, at: Key, before: str) -> bool:
     if _WRITTEN.search(before):
         return True
     folder = (root / name).parent
-    kept = _is_there(folder) and any(f.suffix == Path(name).suffix for f in folder.iterdir())
+    kept = is_there(folder) and any(f.suffix == Path(name).suffix for f in folder.iterdir())
     return name.rsplit(".", 1)[1].lower() not in _SOURCES and not kept
 
 
@@ -120,15 +124,10 @@ def _own_evidence(document: Document, contract: Contract) -> None:
             document.find("evidence-of-itself", message, at, severity)
 
 
-def _is_there(file: Path) -> bool:
-    try:
-        return file.exists()
-    except OSError:  # a name longer than names can be
-        return False
-
-
 def _commands(document: Document, at: Key, text: str, commands: Commands) -> None:
     for name, rest in _COMMAND.findall(text):
+        if document.full:
+            return
         try:
             words = shlex.split(rest)
         except ValueError:

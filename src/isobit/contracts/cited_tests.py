@@ -1,5 +1,6 @@
 """Tests that a contract cites by name: ``file::Class::test``, ``pytest -k``, ``cargo test``."""
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -8,7 +9,7 @@ from pathlib import Path
 from isobit.contracts.document import Document, Key
 
 _PYTEST = re.compile(r"\bpytest\b([^\n|;&>)`]*)")
-_PYTHON = re.compile(r"[\w./-]+\.py|(?:[\w.-]+/)+[\w.-]*")
+_PYTHON = re.compile(r"(?<![\w./-])(?:[\w./-]+\.py|(?:[\w.-]+/)+[\w.-]*)")
 _CARGO = re.compile(r"\bcargo (?:test|nextest run)\b([^\n|;&>)`]*)")
 _SELECTED = re.compile(r"(?:^|\s)-k[ =]?(?:'([^']*)'|\"([^\"]*)\"|(\S+))")
 _KEYWORDS = ("and", "or", "not")
@@ -33,13 +34,58 @@ def check(document: Document, root: Path, at: Key, text: str) -> None:
 
 
 def check_names(document: Document, at: Key, file: Path, shown: str, names: Sequence[str]) -> None:
-    """Add a finding for the first of ``names``, outermost first, that a file does not define."""
-    text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
+    """Add a finding for the first of ``names``, outermost first, that a file does not define, or
+    that pytest is told not to run, or to let fail."""
+    text = file.read_text("utf-8", errors="replace") if names and file.is_file() else ""
+    part = _parsed(text) if file.suffix == ".py" else None
+    marks = _marks(part)
     for name in names:  # a folder has none
-        if not re.search(rf"\b(def|class|fn|mod|struct) {name}\b", text):
-            message = f"expected a test of {shown}, got {name}, which is not there"
+        if file.suffix == ".py":
+            part = _defined(part, name)
+            there, marks = part is not None, marks + _marks(part)
+        else:
+            there = bool(re.search(rf"\b(fn|mod|struct|class) {name}\b", _COMMENT.sub("", text)))
+        mark = _NOT_RUN.search(marks)
+        if not there or mark:
+            what, why = ("", "not there") if mark is None else (" that is run", f"marked {mark[1]}")
+            message = f"expected a test of {shown}{what}, got {name}, which is {why}"
             document.find("cited-test", message, at)
             return
+
+
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_NOT_RUN = re.compile(r"(?:^|\.)(skip|xfail|expectedFailure)\b", re.M)
+
+
+def _parsed(text: str) -> ast.AST | None:
+    """A file of Python; None for what is none."""
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _defined(part: ast.AST | None, name: str) -> ast.AST | None:
+    """The function or class of a name within a part of a file; the last one, as Python has it."""
+    inside = [] if part is None else [*ast.walk(part)]
+    return next((n for n in reversed(inside) if isinstance(n, _DEFINES) and n.name == name), None)
+
+
+def _marks(part: ast.AST | None) -> str:
+    """The decorators of a test or a class, and what a class or a file has as ``pytestmark``."""
+    marks: list[ast.AST] = [*getattr(part, "decorator_list", [])]
+    for line in getattr(part, "body", []):
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "pytestmark":
+            marks.append(line.value)
+    return "\n".join(["", *map(ast.unparse, marks)])
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file; there is none of a name that is longer than names can be."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def _selected(document: Document, root: Path, at: Key, line: str) -> None:
@@ -47,11 +93,13 @@ def _selected(document: Document, root: Path, at: Key, line: str) -> None:
     expressions = ["".join(groups) for groups in _SELECTED.findall(line)]
     if not expressions:
         return
-    named = [root / p for p in _PYTHON.findall(_SELECTED.sub(" ", line)) if (root / p).exists()]
+    named = [root / p for p in _PYTHON.findall(_SELECTED.sub(" ", line)) if is_there(root / p)]
     if not named and not (root / "tests").is_dir():
         return
     there = "\n".join(_test_names(named or [root / "tests"])).lower()
-    for word in re.findall(r"\w+", " ".join(expressions)):
+    for word in dict.fromkeys(re.findall(r"\w+", " ".join(expressions))):
+        if document.full:
+            return
         if word not in _KEYWORDS and word.lower() not in there:
             message = f"expected a test that pytest -k {word} selects, found none"
             document.find("cited-test", message, at)

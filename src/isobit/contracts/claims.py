@@ -55,16 +55,23 @@ def denied_stages(found: Status) -> list[str]:
 
 
 def check_evidence(document: Document, contract: Contract) -> None:
-    """Add an error for each row of the evidence beside a contract that denies what it says, and a
-    warning where evidence for its status is missing or stale: a status typed into the file is a
-    claim, too. Raises FileRefused for damaged evidence."""
+    """Add an error for each row of the evidence beside a contract that denies what it says, and
+    for each class that is milder than the evidence's; and a warning where evidence for its status
+    is missing or stale: a status typed into the file is a claim, too. Raises FileRefused for
+    damaged evidence."""
     path = Path(document.path)
-    found = measured(contract, path.stem, load_all(default_folder(path)))
+    found = measured(contract, path.stem, load_all(default_folder(path)), path.parent)
     at: Key = ("status",) if contract.status is not None else ("metadata", "status")
     denied = denials(found, contract.declared)
     for line in [f"{contract.declared}: {d}" for d in denied] + denied_stages(found):
         message = f"expected what the evidence allows, which denies {line}; use contract amend"
         document.find("status-contradicted", message, at)
+    classes = divergences(found)
+    for i, row in enumerate(found.rows[: len(contract.proof_obligations)]):
+        if row.divergence not in (None, NOT_BENIGN) and classes.get(row.id) == NOT_BENIGN:
+            message = f"expected {NOT_BENIGN}, as the evidence has {row.id}, got {row.divergence}"
+            place: Key = ("proof_obligations", i, "divergence")
+            document.find("status-contradicted", f"{message}; use contract amend", place)
     if not denied and (unseen := missing(found, contract.declared)):
         message = (
             f"expected what the evidence shows, got {contract.declared}, which the evidence does "
@@ -86,8 +93,9 @@ def missing(found: Status, claimed: str | None, classes: Classes | None = None) 
     lacking = [_line(*cell) for cell in _tests(found, "stale")]
     if claimed not in _ALGORITHM:
         return lacking + [_line(*cell) for cell in _tests(found, "not run")]
-    known = {**classes_of(found), **(classes or {})}
-    diverging = {i for i, c in known.items() if c} if claimed == _DIVERGES else set()
+    known = {**classes_of(found), **(classes or {})}  # of what fails; else a class shows nothing
+    failing = {row.id for _, row, _ in _tests(found, "failing")} if claimed == _DIVERGES else set()
+    diverging = {i for i in failing if known.get(i)}
     if claimed == _DIVERGES and not diverging:
         lacking.append(f"no obligation diverges: {found.summary()}")
     if not found.count("discharged"):

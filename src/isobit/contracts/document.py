@@ -55,6 +55,11 @@ class Document:
     keys: dict[Key, Span] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def full(self) -> bool:
+        """Whether more findings would be left out: then there is no use in looking for them."""
+        return len(self.findings) > MAX_FINDINGS
+
     def find(self, rule: str, message: str, at: Key = (), severity: Severity = "error") -> None:
         """Add a finding at a value, or at the nearest part around it that exists."""
         while at and at not in self.values and at not in self.keys:

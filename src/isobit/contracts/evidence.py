@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from isobit import __version__
 from isobit.config import without_planes
-from isobit.errors import FileRefused, UsageError
+from isobit.errors import FileRefused, UsageError, shown
 from isobit.files import regular
 
 FORMAT = 1
@@ -26,6 +27,7 @@ Outcome = Literal["passed", "failing", "not run"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHARED = (
     *("config.py", "numerics", "gguf", "model", "runtime", "backends/base"),
+    *("backends/__init__.py", "text"),
     "machine.py",
     *("verify", "contracts/check.py", "contracts/kinds.py", "contracts/measure.py"),
     *("contracts/measure_alone.py", "contracts/measure_speed.py", "contracts/target.py"),
@@ -83,9 +85,11 @@ class Evidence:
         """Write into a folder, in place of an earlier file of this backend and model."""
         name = f"{self.backend}-{Path(str(self.model.get('name', 'none'))).stem}.json"
         path = folder / name
+        part = path.with_name(name + ".part")  # what is there stays until this is whole
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", "utf-8")
+            part.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", "utf-8")
+            part.replace(path)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot write the evidence: {error}") from None
         return path
@@ -104,32 +108,35 @@ class Evidence:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileRefused(f"{path}: expected evidence of format {FORMAT}; check again")
         data = without_planes(data, str(path))
-        data["results"] = [_result(r, path) for r in _typed(data, "results", list, path)]
-        _typed(data, "model", dict, path)
-        for name in ("contract", "backend", "code", "created"):
-            _typed(data, name, str, path)
-        if set(data) != {f.name for f in fields(cls)}:
-            raise FileRefused(f"{path}: expected the keys of evidence, got others; check again")
+        _require_types(data, cls, path)
+        data["results"] = [_result(r, path) for r in data["results"]]
         return cls(**data)
 
 
-def _typed(data: dict[str, Any], name: str, kind: type, path: Path) -> Any:
-    value = data.get(name)
-    if not isinstance(value, kind):
-        raise FileRefused(f"{path}: {name}: expected {kind.__name__}, got {type(value).__name__}")
-    return value
+def _require_types(data: Any, of: type, path: Path) -> None:
+    """Raises FileRefused unless a mapping has the fields of a class, each of its type."""
+    names = [f.name for f in fields(of)]
+    if not isinstance(data, dict) or set(data) != {*names}:
+        raise FileRefused(f"{path}: expected the keys {', '.join(names)}; check again")
+    for name, kind in get_type_hints(of).items():
+        if not _holds(kind, data[name]):
+            raise FileRefused(f"{path}: {name}: expected another type, got {shown(data[name])}")
+
+
+def _holds(kind: Any, value: object) -> bool:
+    """Whether a value is of a field's type; what is in a list or a mapping is not asked."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(kind, UnionType):
+        return type(value) in get_args(kind)
+    return type(value) is (get_origin(kind) or kind)
 
 
 def _result(data: Any, path: Path) -> Result:
-    names = {f.name for f in fields(Result)}
-    if not isinstance(data, dict) or set(data) != names:
-        raise FileRefused(f"{path}: results: expected the keys {', '.join(sorted(names))}")
-    if data["outcome"] not in ("passed", "failing", "not run"):
-        raise FileRefused(f"{path}: results: expected an outcome, got {data['outcome']!r}")
-    for name, kind in (("test", str), ("reason", str), ("measure", dict), ("figures", dict)):
-        _typed(data, name, kind, path)
-    for name in data["figures"]:
-        _typed(data["figures"], name, float, path)
+    _require_types(data, Result, path)
+    for name, figure in data["figures"].items():
+        if type(figure) is not float:
+            raise FileRefused(f"{path}: {name}: expected a figure, got {shown(figure)}")
     return Result(**data)
 
 
@@ -164,8 +171,10 @@ def _files(names: Iterable[str]) -> list[Path]:
 
 
 def commit() -> str | None:
-    """The commit of the repository that the running code lies in."""
+    """The commit of the repository that the running code is part of; None for code that is not,
+    such as what was installed into an environment that lies in some repository."""
     try:
+        _git("ls-files", "--error-unmatch", "__init__.py")
         revision = _git("rev-parse", "--short=12", "HEAD").strip()
         return revision + ("+" if _git("status", "--porcelain", "--", ".").strip() else "")
     except (OSError, subprocess.SubprocessError):

@@ -14,6 +14,7 @@ from isobit.backend_names import BackendName
 
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Prompt = Annotated[list[Token], Field(min_length=1, max_length=1 << 16)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 LongPrompt = Annotated[list[Token], Field(min_length=2, max_length=1 << 16)]
 
 
@@ -92,8 +93,8 @@ SPEED = ("throughput", "memory")
 class Bound(ContractPart):
     """What a figure may be; at least one side."""
 
-    at_most: float | None = Field(None, description="The largest value that passes.")
-    at_least: float | None = Field(None, description="The smallest value that passes.")
+    at_most: Finite | None = Field(None, description="The largest value that passes.")
+    at_least: Finite | None = Field(None, description="The smallest value that passes.")
 
     @model_validator(mode="after")
     def _one_side(self) -> "Bound":
@@ -113,6 +114,13 @@ class Bound(ContractPart):
         if self.at_most is not None:
             parts.append(f"≤ {self.at_most:g}")
         return " and ".join(parts)
+
+
+def never_fails(bound: Bound, figure: Figure) -> bool:
+    """Whether every value that a figure can have lies within a bound."""
+    above = bound.at_least is None or bound.at_least <= figure.low
+    below = bound.at_most is None or bound.at_most >= min(figure.high, 1e300)
+    return above and below
 
 
 class ModelNeeds(ContractPart):

@@ -9,7 +9,15 @@ from pathlib import Path
 from isobit.contracts.citations import Commands, check_citations
 from isobit.contracts.counts import check_counts
 from isobit.contracts.document import Document, Key
-from isobit.contracts.kinds import FIGURES, Argmax, Bound, FaultInjection, Figure, Measure
+from isobit.contracts.kinds import (
+    FIGURES,
+    Argmax,
+    Bound,
+    FaultInjection,
+    Figure,
+    Measure,
+    never_fails,
+)
 from isobit.contracts.references import check_references, obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract
 from isobit.errors import did_you_mean
@@ -215,10 +223,3 @@ def _most(measure: Measure, name: str) -> float:
     if name == "layers_below_cosine_0_99" and measure.model is not None:
         return math.inf if measure.model.layers is None else measure.model.layers
     return math.inf
-
-
-def never_fails(bound: Bound, figure: Figure) -> bool:
-    """Whether every value that a figure can have lies within a bound."""
-    above = bound.at_least is None or bound.at_least <= figure.low
-    below = bound.at_most is None or bound.at_most >= min(figure.high, 1e300)
-    return above and below

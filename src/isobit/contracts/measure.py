@@ -18,7 +18,14 @@ from isobit.contracts.measure_alone import (
     require_experts,
 )
 from isobit.contracts.measure_speed import memory_used, throughput
-from isobit.contracts.target import Measured, Target, require_device, require_model, require_named
+from isobit.contracts.target import (
+    Measured,
+    Target,
+    require_device,
+    require_model,
+    require_named,
+    text_file,
+)
 from isobit.errors import GateFailed, NotRun
 from isobit.runtime.model import Model
 from isobit.verify import accuracy, blame, faults
@@ -198,9 +205,9 @@ def _accuracy(measure: kinds.Accuracy, target: Target) -> Measured:
         yardstick = Transformers.of(target.model.file)
     if measure.text is not None:
         try:
-            text = (target.root / measure.text).read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise NotRun(f"text: expected {measure.text}, got: {error}") from None
+            text = text_file(target.root, measure.text).decode()
+        except UnicodeDecodeError as error:
+            raise NotRun(f"text: expected {measure.text} in UTF-8, got: {error}") from None
         parts = [target.model.tokenize(text)[: measure.tokens]]
         if len(parts[0]) < measure.tokens:
             raise NotRun(

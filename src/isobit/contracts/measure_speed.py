@@ -1,6 +1,7 @@
 """Speed and memory: measures that count only where results are right."""
 
 import json
+import math
 import os
 import subprocess
 import time
@@ -70,6 +71,8 @@ def _peer(target: Target, measure: kinds.Throughput) -> tuple[float, str]:
             row = json.loads(done.stdout)[0]
             _require_same_test(row, measure, on_gpu=on_gpu)
             rates.append(float(row["avg_ts"]))
+            if not 0 < rates[-1] < math.inf:
+                raise NotRun(f"peer: expected tokens a second, llama-bench says {row['avg_ts']}")
         return max(rates), f"llama.cpp {row['build_commit']}"
     except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as error:
         raise NotRun(f"peer: expected figures of {target.peer}, got: {error}") from None

@@ -1,15 +1,16 @@
 """Promises against evidence: which obligation holds on which backend, as far as was measured."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from isobit import numerics
 from isobit.backend_names import BACKENDS
-from isobit.contracts.check import code_of, described
-from isobit.contracts.evidence import Evidence, Result, code_digest
-from isobit.contracts.kinds import SPEED
+from isobit.contracts.check import depends_on, described
+from isobit.contracts.evidence import Evidence, Result
+from isobit.contracts.kinds import FIGURES, SPEED, Measure, never_fails
 from isobit.contracts.references import obligation_id, served
 from isobit.contracts.schema import SHIPPED, Contract, FalsificationTest
 from isobit.contracts.target import sample_digest
@@ -102,13 +103,16 @@ class Status:
         return sum(row.state(b) == state for row in self.rows for b in self.backends)
 
 
-def status(contract: Contract, stem: str, evidence: Sequence[Evidence]) -> Status:
-    """Compare a contract (of file ``stem``.yaml) with the evidence there is."""
+def status(
+    contract: Contract, stem: str, evidence: Sequence[Evidence], folder: Path | None = None
+) -> Status:
+    """Compare a contract (the file ``stem``.yaml in ``folder``) with the evidence there is."""
+    path = (folder or Path()) / f"{stem}.yaml"
     mine = [e for e in evidence if e.contract == stem]
     tests = contract.falsification_tests
     named: set[str] = {b for t in tests if t.measure is not None for b in t.measure.backends}
     backends = [b for b in BACKENDS if b in named] or [NOWHERE]
-    current = {b: code_digest(code_of(contract, b)) for b in backends if b != NOWHERE}
+    current = {b: depends_on(contract, b, path) for b in backends if b != NOWHERE}
     tried = _tried(contract, mine, current)
     ids = [obligation_id(o) or f"#{i + 1}" for i, o in enumerate(contract.proof_obligations)]
     known = frozenset(ids)
@@ -203,7 +207,9 @@ def flipped_prompts(result: Result) -> set[int] | None:
     if isinstance(flipped := about.get("flipped"), list):
         return {i for i in flipped if isinstance(i, int)}
     if isinstance(tokens := about.get("next_tokens"), list):
-        return {i for i, pair in enumerate(tokens) if isinstance(pair, list) and len({*pair}) > 1}
+        return {
+            i for i, p in enumerate(tokens) if isinstance(p, list) and any(t != p[0] for t in p)
+        }
     return None
 
 
@@ -237,17 +243,27 @@ def _judged(
     then = "passed" if result.outcome == "passed" else "failed"
     since = f"has changed since it {then} on {evidence.created[:10]}; check again"
     if evidence.code != code or evidence.numerics != numerics.VERSION:
-        return "stale", f"the code {since}"
+        text = " or the text" if getattr(test.measure, "text", None) else ""
+        return "stale", f"the code{text} {since}"
     if result.measure != described(test):
         return "stale", f"the measure {since}"
     if result.outcome == "failing":
         return "failing", result.reason
     assert test.measure is not None
+    return _held(test.measure, result.figures)
+
+
+def _held(measure: Measure, figures: Mapping[str, float]) -> tuple[State, str]:
+    """What the figures of a pass say to the bounds, whatever its outcome was said to be."""
     shown = []
-    for name, bound in test.measure.threshold.items():
-        value = result.figures.get(name, math.nan)
+    for name, bound in measure.threshold.items():
+        figure, value = FIGURES[measure.kind][name], figures.get(name, math.nan)
+        if never_fails(bound, figure):
+            return "not run", f"{name}: expected a bound that can be missed, got {bound}"
         if not bound.holds(value):
             return "failing", f"{name} is {value:.6g}, expected {bound}"
+        if not figure.low <= value <= figure.high or math.isinf(value):  # nobody measured it
+            return "failing", f"{name} is {value:.6g}, which it cannot be; check again"
         shown.append(f"{name} {value:.6g}")
     return "discharged", ", ".join(shown)
 
@@ -259,8 +275,11 @@ def _other_model(test: FalsificationTest, evidence: Evidence) -> str | None:
         return f"model: expected the sample model, got {evidence.model.get('name')}"
     for name in ("layers", "vocabulary"):
         wanted, got = getattr(needs, name, None), evidence.model.get(name)
-        if wanted is not None and got is not None and wanted != got:
+        if wanted is not None and wanted != got:
             return f"model: expected one with {name} {wanted}, got {got}"
+    device = test.measure.device.name if test.measure and test.measure.device else None
+    if device is not None and device.lower() not in str(evidence.device).lower():
+        return f"device: expected {device}, got {evidence.device}"
     return None
 
 

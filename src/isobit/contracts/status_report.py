@@ -7,6 +7,7 @@ from typing import Any
 
 from isobit.contracts import claims
 from isobit.contracts.status import Row, Status
+from isobit.errors import printable
 
 
 def markdown(status: Status) -> str:
@@ -52,9 +53,10 @@ def _declared(status: Status) -> str:
 
 
 def _cell(text: str) -> str:
-    """One line; spaces in it stay, for two tokens may differ in nothing else."""
+    """One line, its control characters escaped; spaces stay, for two tokens may differ in nothing
+    else."""
     line = " ".join(part.strip() for part in text.splitlines())
-    return line.replace("|", "\\|").replace("<", "&lt;")
+    return printable(line).replace("|", "\\|").replace("<", "&lt;")
 
 
 def to_json(status: Status) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from isobit.contracts import kinds
-from isobit.errors import NotRun
+from isobit.errors import FileRefused, NotRun
+from isobit.files import regular
 from isobit.gguf.reader import GGUFFile
 from isobit.runtime.model import Model, sample_path
 from isobit.verify.blame import texts
@@ -70,6 +71,18 @@ class Target:
         if key not in self._diffs:
             self._diffs[key] = verify(self.model, ModelRun(self.other(against)), prompt)
         return self._diffs[key]
+
+
+def text_file(root: Path, name: str) -> bytes:
+    """A text of the repository that a measure names. Raises NotRun for one that is not there, lies
+    elsewhere, or is no file: a device might never end."""
+    path = root / name
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise NotRun(f"text: expected a file of the repository, got {name}")
+        return regular(path, "a text").read_bytes()
+    except (OSError, ValueError, FileRefused) as error:
+        raise NotRun(f"text: expected {name}, got: {error}") from None
 
 
 def require_model(needs: kinds.ModelNeeds | None, model: Model) -> None:

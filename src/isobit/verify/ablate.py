@@ -152,7 +152,7 @@ class Ablation:
         name = " ".join(f"{stage}={arithmetic}" for stage, arithmetic in choices.items())
         if len(choices) > 2:
             name = f"{len(choices)} stages together"
-        wanted = frozenset(range(self.n_layers) if layers is None else layers)
+        wanted = self._wanted(choices, layers)
         maps = not self._graph.on_request.isdisjoint(choices)
         found = self._run(self._compute(choices, wanted), maps=maps, pinned=pinned)
         return self._outcome(name, found, pinned=pinned)
@@ -163,16 +163,31 @@ class Ablation:
         """Run one stage in the specification's arithmetic, or another, and all others in float64,
         with the oracle's experts: what it does to the logits by itself."""
         self.pinned_specification()
-        wanted = frozenset(range(self.n_layers) if layers is None else layers)
+        wanted = self._wanted([stage], layers)
         compute = self._compute({stage: arithmetic}, wanted, others=self._float64)
         found = self._run(compute, maps=stage in self._graph.on_request, pinned=True)
         name = stage if arithmetic == OWN else f"{stage}={arithmetic}"
         return self._outcome(name, found, pinned=True, alone=True)
 
     def rank(self, arithmetic: str = OWN, layers: Iterable[int] | None = None) -> Iterator[Outcome]:
-        """Every stage alone, in the graph's order."""
-        for stage in self.stages:
+        """Every stage of these layers alone, in the graph's order."""
+        layers = None if layers is None else [*layers]
+        for stage in filter(lambda stage: self._places(stage, layers), self.stages):
             yield self.alone(stage, arithmetic, layers)
+
+    def _places(self, stage: str, layers: Iterable[int] | None) -> list[int | None]:
+        """The layers that a stage is exchanged in, None for one that belongs to no layer."""
+        wanted = {None, *(range(self.n_layers) if layers is None else layers)}
+        return [layer for name, layer in self._graph.stages if name == stage and layer in wanted]
+
+    def _wanted(self, stages: Iterable[str], layers: Iterable[int] | None) -> frozenset[int]:
+        """The layers to exchange stages in. Raises UsageError where one of them is in none: it
+        would be found to do nothing."""
+        wanted = frozenset(range(self.n_layers) if layers is None else layers)
+        for stage in stages:
+            if not self._places(stage, wanted):
+                raise UsageError(f"layers: expected one with {stage}, got {sorted(wanted)}")
+        return wanted
 
     def fits(self, layers: Iterable[int] | None = None) -> dict[str, Fit]:
         """The arithmetic that the specification does each stage in, as far as one that has a name

@@ -13,7 +13,7 @@ from isobit.errors import GateFailed, NothingCompared
 from isobit.runtime.model import Model
 from isobit.verify.arithmetic import Array
 from isobit.verify.diff import ArgmaxChange
-from isobit.verify.metrics import kl_divergence, log_softmax
+from isobit.verify.metrics import kl_divergence, log_softmax, perplexity_of
 from isobit.verify.trace import ModelRun, Recordable
 from isobit.verify.verify import side_by_side
 
@@ -66,12 +66,12 @@ class Accuracy:
     @property
     def perplexity(self) -> float:
         """The model's perplexity of the text."""
-        return float(np.exp(self.nll_sum / self.predicted))
+        return perplexity_of(self.nll_sum, self.predicted)
 
     @property
     def oracle_perplexity(self) -> float:
         """The oracle's."""
-        return float(np.exp(self.oracle_nll_sum / self.predicted))
+        return perplexity_of(self.oracle_nll_sum, self.predicted)
 
     def add_experts(self, expected: Array, got: Array, layer: int, start: int) -> None:
         """Count changed sets of experts [T, k] of a layer; ``start``: the first one's position."""
@@ -84,8 +84,9 @@ class Accuracy:
     def add_logits(self, expected: Array, got: Array, following: Sequence[int], start: int) -> None:
         """Add a chunk's logits [T, vocabulary]; ``following``: the next tokens, as far as known,
         ``start``: the first one's position."""
-        if not np.isfinite(got).all():
-            raise GateFailed(f"{self.backend}: expected finite logits, got NaN or infinity")
+        for name, logits in ((self.backend, got), ("the yardstick", expected)):
+            if not np.isfinite(logits).all():
+                raise GateFailed(f"{name}: expected finite logits, got NaN or infinity")
         kl = kl_divergence(expected, got)
         self.tokens += len(kl)
         self.kl_sum += float(kl.sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 from isobit.errors import IsobitError, NothingCompared
 from isobit.verify.diff import ArgmaxChange, Diff, RouterChange, StageDiff
@@ -126,7 +127,7 @@ def gate(diffs: Sequence[Diff], least: float) -> Gate:
             if s.stage != OUTPUT or s.layer is None:
                 continue
             found, d = True, s.distance
-            broken = d.cosine is None or d.nonfinite_a or d.nonfinite_b
+            broken = d.cosine is None or d.nonfinite_a or d.nonfinite_b or isnan(d.cosine)
             cosine = -1.0 if broken else float(d.cosine or 0.0)
             cosines[s.layer] = min(cosine, cosines.get(s.layer, 1.0))
         if not found:

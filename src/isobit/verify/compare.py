@@ -25,6 +25,7 @@ ONE_TOKEN = (
     "one token: attention is trivial, its only weight is 1, so scores, softmax and the cache are "
     "not put to the test"
 )
+_NONE = np.empty((0, 1), np.int32)
 _KEPT_CHANGES = 2000  # of each kind; all are counted
 _KEPT_POSITIONS = 400  # of a picture of layers and tokens
 _KEPT_MARGINS = 5000  # of a picture of the router
@@ -51,7 +52,7 @@ class Comparer:
             self.diff.flow = flow(replay.graph)
         self._at: dict[Key, StageDiff] = {}
         self._logits: tuple[Array, Array] | None = None
-        self._experts: tuple[Array, Array] | None = None
+        self._experts: tuple[int, Array, Array] = -1, _NONE, _NONE  # of which layer
         self._fitted: set[str] = set()
 
     def start(self, tokens: I32, positions: I32) -> None:
@@ -71,7 +72,8 @@ class Comparer:
         margins: tuple[Array | None, Array | None] = (None, None),
     ) -> None:
         """Compare one stage's values [T, …]; ``margins`` stand in for router logits not given."""
-        if a.size != b.size or len(a) != len(b) or not a.size:
+        shaped = a.ndim > 2 and b.ndim > 2  # else one of them is of a file that says no shapes
+        if a.size != b.size or len(a) != len(b) or not a.size or (shaped and a.shape != b.shape):
             raise NothingCompared(
                 f"{stage}: expected values of one shape in both runs, got {a.shape} and {b.shape}"
             )
@@ -91,7 +93,7 @@ class Comparer:
             entry = self._at[stage, layer] = StageDiff(stage, layer, a.shape)
             self.diff.stages.append(entry)
         before = entry.distance.differing
-        shown = self._same_experts(stage, a, b)
+        shown = self._same_experts(stage, layer, a, b)
         entry.distance.add(*shown)
         if self._histograms:
             self._picture(entry, *shown)
@@ -103,7 +105,7 @@ class Comparer:
         elif stage == "moe_router_indices" and layer is not None and a.ndim == 2:
             self._compare_experts(layer, a, b, margins)
             self._logits = None
-            self._experts = (a, b)
+            self._experts = (layer, a, b)
         elif stage == "lm_head":
             self._compare_logits(a, b)
 
@@ -118,19 +120,20 @@ class Comparer:
             if position < _KEPT_POSITIONS:
                 self.diff.parted.setdefault((entry.layer, position), entry.stage)
 
-    def _same_experts(self, stage: str, a: Array, b: Array) -> tuple[Array, Array, I32]:
+    def _same_experts(
+        self, stage: str, layer: int | None, a: Array, b: Array
+    ) -> tuple[Array, Array, I32]:
         """Values to measure and their positions; an expert's with the same expert's, if any."""
-        if stage == "attn_norm":
-            self._experts = None
-        if not stage.startswith("moe_expert_") or self._experts is None:
+        of, ids_a, ids_b = self._experts
+        if of != layer or not stage.startswith("moe_expert_") or a.shape[1] % ids_a.shape[1]:
             return a, b, self._positions
-        ids_a, ids_b = self._experts
-        match = ids_a[:, :, None] == ids_b[:, None, :]
-        both = match.any(axis=2)
-        if not both.any() or (ids_a == ids_b).all() or a.shape[1] % both.shape[1]:
+        if (ids_a == ids_b).all():
+            return a, b, self._positions
+        both, place = _places(ids_a, ids_b)
+        if not both.any():
             return a, b, self._positions
         a, b = (x.reshape(*both.shape, -1) for x in (a, b))
-        ordered = np.take_along_axis(b, match.argmax(axis=2)[..., None], axis=1)
+        ordered = np.take_along_axis(b, place[..., None], axis=1)
         return a[both], ordered[both], np.broadcast_to(self._positions[:, None], both.shape)[both]
 
     def _judge(self, entry: StageDiff, a: Array, b: Array, *, differs: bool) -> None:
@@ -258,6 +261,16 @@ class Comparer:
                 d.argmax.append(ArgmaxChange(int(positions[i]), x, y, gap_a, gap_b))
 
 
+def _places(wanted: Array, ids: Array) -> tuple[Array, Array]:
+    """Which of ``wanted``, int32 [T, k], are in the same row of ``ids``, and where; by sorting, as
+    a file may say that a token has thousands of experts."""
+    order = np.argsort(ids, axis=1, kind="stable")
+    row = np.arange(len(ids), dtype=np.int64)[:, None] << 32  # so that rows stay apart
+    there = (row + np.take_along_axis(ids, order, axis=1)).ravel()
+    found = np.searchsorted(there, row + wanted).clip(0, there.size - 1)
+    return there[found] == row + wanted, order.ravel()[found]
+
+
 def _not_top(logits: Array, chosen: Array) -> Array:
     """Rows whose chosen experts are not the largest logits, beyond a rounding's tie."""
     outside = np.ones(logits.shape, bool)
@@ -297,7 +310,10 @@ def compare(
     nothing to compare.
     """
     if a.manifest.tokens != b.manifest.tokens:
-        raise NothingCompared("expected two traces of the same tokens, got different ones")
+        raise NothingCompared(
+            "expected two traces of the same tokens, got different ones: "
+            + _parting(a.manifest.tokens, b.manifest.tokens)
+        )
     positions = np.intersect1d(a.manifest.positions, b.manifest.positions).astype(np.int32)
     if not positions.size:
         raise NothingCompared("expected tokens recorded in both traces, got none in common")
@@ -314,6 +330,13 @@ def compare(
     if not comparer.diff.stages:
         raise NothingCompared("expected stages in both traces, got none to compare")
     return comparer.diff
+
+
+def _parting(a: list[int], b: list[int]) -> str:
+    """Where two lists of tokens part."""
+    pairs = enumerate(zip(a, b, strict=False))
+    at = next((f"A has {x} at position {i}, B {y}" for i, (x, y) in pairs if x != y), None)
+    return at or f"A has {len(a)}, B {len(b)}"
 
 
 _ROWS = ("lm_head", "moe_router_logits", "moe_router_indices")
@@ -383,5 +406,7 @@ def _common(
         absent = stages - {s for s, _ in in_a}
         if absent:
             raise NothingCompared(f"{sorted(absent)[0]}: expected in both traces, found in none")
+    for layer in sorted((wanted_layers or set()) - {i for _, i in a.stages()}):
+        raise NothingCompared(f"layer {layer}: expected in both traces, found in none")
     common = set(in_b)
     return [key for key in in_a if key in common]

@@ -203,15 +203,15 @@ class Diff:
             "not_compared": self.not_compared,
             "notes": self.notes,
         }
-        return cast(dict[str, Any], _finite(out))
+        return cast(dict[str, Any], finite(out))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN: null instead."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

@@ -59,7 +59,7 @@ class Distance:
 
     values: int = 0
     differing: int = 0
-    """Values whose bits differ (whose numbers differ, if the types are not the same)."""
+    """Values whose bits differ; of two types, see :func:`differing`."""
     max_ulp: int | None = 0
     """Largest distance in units in the last place; None where the types have none in common."""
     max_abs: float = 0.0
@@ -164,8 +164,10 @@ class Distance:
 
 
 def differing(a: Array, b: Array) -> NDArray[np.bool_]:
-    """Which values' bits differ; which numbers, if the types are not the same."""
-    found: NDArray[np.bool_] = _bits(a) != _bits(b) if a.dtype == b.dtype else a != b
+    """Which values' bits differ; of floats of two types the bits in binary64, which has each."""
+    if a.dtype != b.dtype and a.dtype.kind == b.dtype.kind == "f":
+        a, b = a.astype(np.float64), b.astype(np.float64)
+    found: NDArray[np.bool_] = _bits(a) != _bits(b)
     return found
 
 
@@ -206,6 +208,14 @@ def log_softmax(x: Array) -> F64:
     x = x - x.max(axis=-1, keepdims=True)
     out: F64 = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
     return out
+
+
+def perplexity_of(nll: float, tokens: int) -> float:
+    """exp of the mean negative log likelihood; infinite where that is more than a float holds."""
+    try:
+        return math.exp(nll / tokens)
+    except OverflowError:
+        return math.inf
 
 
 def kl_divergence(p_logits: Array, q_logits: Array) -> F64:

@@ -16,7 +16,7 @@ from isobit.backends.base import F32
 from isobit.errors import NothingCompared
 from isobit.runtime.model import Model
 from isobit.runtime.sampler import Sampling
-from isobit.verify.metrics import log_softmax
+from isobit.verify.metrics import log_softmax, perplexity_of
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Perplexity:
     @property
     def value(self) -> float:
         """exp of the mean negative log likelihood."""
-        return math.exp(self.nll / self.tokens)
+        return perplexity_of(self.nll, self.tokens)
 
     @property
     def error(self) -> float | None:

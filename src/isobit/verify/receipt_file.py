@@ -76,9 +76,9 @@ class Receipt:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        arguments.path("path", path)
+        file = Path(arguments.path("path", path))
         try:
-            Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", "utf-8")
+            file.write_text(json.dumps(self.to_json(), indent=1) + "\n", "utf-8")
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot write the receipt: {error}") from None
 

@@ -75,7 +75,8 @@ def _verdict(diff: Diff) -> str:
         )
     first = diff.first
     if first is None:
-        return f"identical: {scope}"
+        odd = sum(s.distance.nonfinite_a for s in diff.stages)
+        return f"identical: {scope}{f'; {odd} values are NaN or infinite' if odd else ''}"
     d = first.distance
     differing = sum(not s.distance.identical for s in diff.stages)
     return (

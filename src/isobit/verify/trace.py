@@ -1,7 +1,7 @@
 """Recording: running a model, or another source, and keeping the values of chosen stages."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -127,6 +127,7 @@ def record(
     function("interrupted", interrupted)
     if layers is not None:
         instance("layers", layers, range, "a range or None")
+        check_layers(layers, run.config.n_layers)
     chunk = run.model.engine.chunk if isinstance(run, ModelRun) else CHUNK
     every = frozenset(run.graph.names)
     wanted = every if stages is None else stages
@@ -169,6 +170,13 @@ def check_tokens(tokens: Sequence[int], config: ModelConfig) -> list[int]:
         got = "none" if odd is None else shown(odd)
         raise UsageError(f"tokens: expected ids from 0 to {config.vocab - 1}, got {got}")
     return ids
+
+
+def check_layers(layers: Collection[int] | None, n_layers: int) -> None:
+    """Raises UsageError for none, and for layers that there are not: what was asked for would not
+    be looked at. None is all of them."""
+    if layers is not None and not (layers and all(0 <= i < n_layers for i in layers)):
+        raise UsageError(f"layers: expected some of 0 to {n_layers - 1}, got {shown(layers)}")
 
 
 class TraceRecorder:

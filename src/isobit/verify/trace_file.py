@@ -162,7 +162,8 @@ class Trace:
             raise FileRefused(f"{path}: expected a trace, got a safetensors file of another kind")
         trace = cls(Manifest.from_json(text, str(path)), _Lazy(file, str(path)))
         for name in trace._tensors:
-            if stage_key(name)[0] not in (*trace.manifest.stages, MARGIN):
+            key = stage_key(name)
+            if key[0] not in (*trace.manifest.stages, MARGIN) or tensor_name(*key) != name:
                 raise FileRefused(f"{path}: expected the stages of a trace, got a tensor {name!r}")
         return trace
 

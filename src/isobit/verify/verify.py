@@ -23,7 +23,7 @@ from isobit.verify.arithmetic import Arithmetic, Array, Float64Arithmetic, SpecA
 from isobit.verify.compare import Comparer
 from isobit.verify.diff import Diff
 from isobit.verify.replay import Replay
-from isobit.verify.trace import ModelRun, Recordable, check_tokens, pieces
+from isobit.verify.trace import ModelRun, Recordable, check_layers, check_tokens, pieces
 from isobit.verify.trace_file import Manifest, where
 
 _AHEAD = 8  # stages one run may be ahead of the other
@@ -48,6 +48,7 @@ def verify(
     reported, not what is run. Raises NothingCompared if a stage is missing.
     """
     ids = x.checked(tokens)
+    check_layers(layers, x.config.n_layers)
     run_x = ModelRun(x)
     arithmetic: Arithmetic = Float64Arithmetic()
     exact = isinstance(y, ModelRun)
@@ -75,6 +76,8 @@ def verify(
         comparer.add(stage, layer, a, b)
         if progress is not None:
             progress(stage, layer)
+    if not comparer.diff.stages:
+        raise NothingCompared("expected stages that both runs give, got none")
     return comparer.diff
 
 
