@@ -143,7 +143,10 @@ static void run(uint3_ grid, unsigned threads, size_t shared, unsigned at_once, 
     unsigned blocks = grid.x * grid.y * grid.z;
     size_t fibers = size_t(at_once) * threads;
     Stacks stacks(fibers * STACK);
-    std::vector<char> dynamic(at_once * (shared + 1024) + 1024);
+    // A block's shared memory begins with whole kilobytes, as on a device; what is written behind it shows.
+    size_t pitch = (shared + 1023) / 1024 * 1024 + 1024;
+    std::vector<char> dynamic((at_once + 1) * pitch);
+    char* begin = (char*)((size_t(dynamic.data()) + 1023) / 1024 * 1024);
     for (unsigned first = 0; first < blocks; first += at_once) {
         std::vector<Block> group(at_once);
         together = &group;
@@ -154,9 +157,8 @@ static void run(uint3_ grid, unsigned threads, size_t shared, unsigned at_once, 
             group[b].index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
             group[b].live = threads;
             group[b].warps.resize(threads / 32);
-            size_t at = (size_t(dynamic.data()) + b * (shared + 1024) + 1023) / 1024 * 1024;
-            group[b].shared = (char*)at;
-            memset(group[b].shared, 0xa5, shared);
+            group[b].shared = begin + b * pitch;
+            memset(group[b].shared, 0xa5, pitch);
             reset_copies();
             for (unsigned t = 0; t < threads; t++) {
                 Fiber& x = all[b * threads + t];
@@ -192,6 +194,11 @@ static void run(uint3_ grid, unsigned threads, size_t shared, unsigned at_once, 
             idle = progress == before ? idle + 1 : 0;
             if (idle > 10000) { fprintf(stderr, "emulator: no thread can go on (divergent barrier?)\n"); abort(); }
         }
+        for (Block& b : group)
+            if (std::any_of(b.shared + shared, b.shared + pitch, [](char c) { return c != char(0xa5); })) {
+                fprintf(stderr, "emulator: a block of %zu bytes of shared memory wrote behind them\n", shared);
+                abort();
+            }
     }
 }
 template <class... A, size_t... I> void call(void (*k)(A...), void** args, std::index_sequence<I...>) { k(*static_cast<std::decay_t<A>*>(args[I])...); }

@@ -221,6 +221,7 @@ class EmulatedGpu:
         overlap: bool = False,  # noqa: ARG002  # blocks run one after another here
     ) -> None:
         signature = signatures(stem)[kernel]
+        assert shared <= self.shared_most, f"{kernel}: {shared} bytes of shared memory"
         if not self._runs:
             return
         all_defines = tuple(sorted((dict(defines or {}) | self._defines).items()))
