@@ -58,7 +58,7 @@ def expected(logits, row, allowed=None):
     if allowed is not None:
         z[~allowed] = -np.inf
     random = random_bits(row.seed, row.index)
-    return choose(z, row.temperature, row.top_k, row.top_p, row.min_p, random)[0]
+    return choose(z, row.temperature, row.top_k, row.top_p, row.min_p, random)
 
 
 @pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 5000])

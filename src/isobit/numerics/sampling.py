@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.arrays import F32
-from isobit.numerics.logprobs import U64, WEIGHT_BITS, log_total, weights
+from isobit.numerics.logprobs import U64, WEIGHT_BITS, weights
 from isobit.numerics.pointwise import exp
 
 SAMPLING_VERSION = 2
@@ -37,20 +37,17 @@ def adjust(
     return z.clip(-_LARGEST, _LARGEST)  # the difference of two infinities would be no number
 
 
-def distribution(
-    z: F32, temperature: float, top_k: int, top_p: float, min_p: float
-) -> tuple[F32, U64]:
-    """What is drawn from: x [V] and weights [V], 0 for tokens that are not kept.
+def distribution(z: F32, temperature: float, top_k: int, top_p: float, min_p: float) -> U64:
+    """What is drawn from: weights [V], 0 for tokens that are not kept.
 
     z: logits [V], minus infinity for tokens that are not allowed (at least one is).
     """
     if temperature == 0:
         only = np.zeros(len(z), np.uint64)
         only[np.argmax(z)] = 1 << WEIGHT_BITS
-        return np.zeros_like(z), only
+        return only
     with np.errstate(over="ignore"):
-        x = (z - z.max()) / np.float32(temperature)
-    p = exp(x)
+        p = exp((z - z.max()) / np.float32(temperature))
     w = weights(p)
     order = np.argsort(-p, kind="stable")  # ties to the lower id
     if top_k:
@@ -62,7 +59,7 @@ def distribution(
     order = order[p[order] >= np.float32(min_p)]
     kept = np.zeros_like(w)
     kept[order] = w[order]
-    return x, kept
+    return kept
 
 
 def random_bits(seed: int, index: int) -> int:
@@ -76,10 +73,6 @@ def draw(kept: U64, random: int) -> int:
     return int(np.searchsorted(sums, np.uint64(random * int(sums[-1]) >> 64), side="right"))
 
 
-def choose(
-    z: F32, temperature: float, top_k: int, top_p: float, min_p: float, random: int
-) -> tuple[int, np.float32]:
-    """(token, its log-probability in the distribution that it was drawn from)."""
-    x, kept = distribution(z, temperature, top_k, top_p, min_p)
-    token = draw(kept, random)
-    return token, x[token] - log_total(kept.sum())
+def choose(z: F32, temperature: float, top_k: int, top_p: float, min_p: float, random: int) -> int:
+    """The token that 64 random bits choose from logits [V]."""
+    return draw(distribution(z, temperature, top_k, top_p, min_p), random)

@@ -35,7 +35,6 @@ COLUMN_ACT_BYTES = 560
 """One superblock of quantised activations: ``ActivationBlock`` of common.cuh."""
 
 
-
 def whole_lines(count: int) -> int:
     """So many bytes, and what is missing of the last line."""
     return -(-count // LINE) * LINE
