@@ -325,9 +325,10 @@ def test_other_threads_run_beside_a_long_text(sample):
 
 def test_special_tokens_are_not_cut(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "PART", 1)
-    for token in ("a b", "x\ny", "<long token>"):
+    for token in ("a b", "x\ny", "<long token>", "\nab", "\n\nab", " a"):
         tokenizer = small([(token, USER_DEFINED)])
-        assert tokenizer.encode(f"q {token} {token}", special=False).count(256) == 2
+        for text in (f"q {token} {token}", f"q{token}{token}"):
+            assert tokenizer.encode(text, special=False).count(256) == 2
 
 
 def test_a_long_text_is_refused_once_it_is_too_long(qwen, monkeypatch):

@@ -73,7 +73,8 @@ class Tokenizer:
         self._user_defined = _Finder(vocabulary.user_defined)
         words = vocabulary.words
         self._breaks = words.breaks if words else None
-        if self._breaks and any(map(self._breaks.search, special)):
+        # A break inside a special token, perhaps after something visible, would cut it.
+        if self._breaks and any(self._breaks.search(f"x{text}", 2) for text in special):
             self._breaks = None
         self._merge = self._by_scores() if words is None else self._by_merges(words)
 
