@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobit.errors import ModelRefused, UsageError
+from isobit.text import template as template_module
 from isobit.text.template import encode_chat, render_chat
 from isobit.text.tokenizer import Tokenizer
 from isobit.text.vocabulary import BYTE_OF_CHARACTER, CONTROL, NORMAL, USER_DEFINED
@@ -166,6 +167,15 @@ def test_many_shapes_of_control_tokens():
     assert encode_chat(model("x{{ messages[0].content }}", special=names), user("一")) == [
         *"x一".encode()
     ]
+
+
+def test_many_renderings_are_stopped(monkeypatch):
+    """One for each of its 250 control tokens, of 5 s each, would keep others waiting for long."""
+    tokenizer = model("一丁{{ messages[0].content }}", special={"一": CONTROL, "丁": CONTROL})
+    assert encode_chat(tokenizer, user("x")) == [256, 257, *b"x"]
+    monkeypatch.setattr(template_module, "GUARD_SECONDS", 0)
+    with pytest.raises(ModelRefused, match="are not told from those in messages within 0 s"):
+        encode_chat(tokenizer, user("x"))
 
 
 def test_without_a_stand_in_the_messages_are_refused():
