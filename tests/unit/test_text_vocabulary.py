@@ -7,7 +7,7 @@ import pytest
 
 from isobit.errors import ModelRefused
 from isobit.text.tokenizer import Tokenizer
-from isobit.text.vocabulary import BYTE_OF_CHARACTER, BYTE_OF_TEXT, NORMAL
+from isobit.text.vocabulary import BYTE_OF_CHARACTER, BYTE_OF_TEXT, NORMAL, stop_ids
 
 BYTES = sorted(BYTE_OF_CHARACTER, key=BYTE_OF_CHARACTER.get)
 SIZE = 259
@@ -139,6 +139,14 @@ def test_special_tokens_are_bounded_before_work():
 def test_a_file_without_tokenizer_says_what_to_do():
     with pytest.raises(ModelRefused, match="use token ids"):
         Tokenizer.from_metadata({"general.architecture": "qwen3moe"}, "m.gguf")
+
+
+def test_a_path_with_line_ends_stays_on_one_line():
+    for change in ({"tokenizer.ggml.tokens": []}, {"tokenizer.ggml.merges": ["a zz"]}):
+        with pytest.raises(ModelRefused, match=r"^a\\nb\\x1b.gguf: tokenizer"):
+            Tokenizer.from_metadata(metadata() | change, "a\nb\x1b.gguf")
+    with pytest.raises(ModelRefused, match=r"^a\\nb: tokenizer"):
+        stop_ids({"tokenizer.ggml.eos_token_id": 5}, 5, "a\nb")
 
 
 def test_numpy_arrays_and_tuples_are_read():

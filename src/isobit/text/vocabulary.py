@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from isobit.errors import ModelRefused, shown
+from isobit.errors import ModelRefused, printable, shown
 from isobit.text.pretokenizers import GEMMA4, PRETOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type; 6 byte
@@ -110,6 +110,7 @@ class Vocabulary:
         Raises:
             ModelRefused: no tokenizer, one of another kind, or a damaged one.
         """
+        source = printable(source)  # a path can have line ends, and messages have one line
         fields = _Fields(metadata, source)
         if "tokenizer.ggml.model" not in metadata:
             fields.refuse("tokenizer.ggml.model", "a tokenizer", "none" + _IDS)
@@ -167,7 +168,7 @@ def stop_ids(metadata: Mapping[str, Any], size: int, source: str) -> frozenset[i
     Raises:
         ModelRefused: a key names no token below ``size``.
     """
-    return _stop_ids(_Fields(metadata, source), size, {})
+    return _stop_ids(_Fields(metadata, printable(source)), size, {})
 
 
 def _stop_ids(fields: "_Fields", size: int, special: Mapping[str, int]) -> frozenset[int]:
