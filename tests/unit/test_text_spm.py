@@ -174,6 +174,25 @@ def test_long_stretches_are_joined_or_refused(monkeypatch):
     assert len(tokenizer.encode("b c " * 20_000, special=False)) > 50_000  # cut at the spaces
 
 
+def test_a_long_text_is_refused_once_it_is_too_long(monkeypatch):
+    tokenizer, made = small(), []
+    original = tokenizer._merge
+
+    def counted(text):
+        for ids in original(text):
+            made.extend(ids)
+            yield ids
+
+    monkeypatch.setattr(tokenizer, "_merge", counted)
+    text = "b c " * 14_000  # 28,000 words of two tokens each
+    assert len(tokenizer.encode(text, special=True)) > 42_000
+    for special in (False, True):
+        made.clear()
+        with pytest.raises(UsageError, match=r"at most 10000 tokens .*, got at least 4000"):
+            tokenizer.encode(text, special=special, most=10_000)
+        assert len(made) < 40_010
+
+
 def test_many_unused_pieces_one_inside_the_other():
     scores = {"a" * n: float(-n) for n in range(1, 3001)}
     tokenizer = small(scores | {"▁": -1e9}, dict.fromkeys(list(scores)[1:], UNUSED))

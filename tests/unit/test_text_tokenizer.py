@@ -333,8 +333,8 @@ def test_special_tokens_are_not_cut(monkeypatch):
 
 def test_a_long_text_is_refused_once_it_is_too_long(qwen, monkeypatch):
     parts = []
-    original = qwen._encoded
-    monkeypatch.setattr(qwen, "_encoded", lambda part: parts.append(part) or original(part))
+    original = qwen._merge
+    monkeypatch.setattr(qwen, "_merge", lambda part: parts.append(part) or original(part))
     text = "a word\n" * 1_000_000
     assert len(qwen.encode("a word\n" * 10, special=True, most=30)) == 30
     for most in (29, 100_000):
