@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from isobit.errors import ModelRefused, UsageError
 from isobit.text import spm
+from isobit.text import tokenizer as tokenizer_module
 from isobit.text.tokenizer import StreamDecoder, Tokenizer
 from isobit.text.vocabulary import BYTE_OF_TEXT, CONTROL, NORMAL, UNUSED, USER_DEFINED
 
@@ -139,6 +140,11 @@ def test_special_tokens_stand_apart():
     assert texts_of(tokenizer, "<0x41>") == ["▁", *(f"<0x{b:02X}>" for b in b"<0x41>")]
 
 
+def test_the_name_of_a_byte_is_no_piece():
+    scores = dict.fromkeys(["▁", *"<0x41>", "<0", "<0x", "<0x4", "<0x41"], -1.0)
+    assert texts_of(small(scores), "<0x41>") == ["▁", "<0x41", ">"]
+
+
 def test_unused_pieces_are_taken_apart_again():
     scores = {"▁": -9.0, "a": -9.0, "b": -9.0, "c": -9.0, "ab": -1.0, "abc": -2.0}
     assert texts_of(small(scores), "abc") == ["▁", "abc"]
@@ -171,6 +177,7 @@ def test_long_stretches_are_joined_or_refused(monkeypatch):
     monkeypatch.setattr(spm, "LONGEST_WORD", 49_999)
     with pytest.raises(UsageError, match="words of at most 49999 characters, got 50001"):
         tokenizer.encode(text, special=False)
+    monkeypatch.setattr(tokenizer_module, "MAX_UNBROKEN", 100)  # of vocabularies with merges
     assert len(tokenizer.encode("b c " * 20_000, special=False)) > 50_000  # cut at the spaces
 
 

@@ -341,6 +341,10 @@ def test_a_long_text_is_refused_once_it_is_too_long(qwen, monkeypatch):
         with pytest.raises(UsageError, match=f"at most {most} tokens"):
             qwen.encode("a word\n" * 10 if most == 29 else text, special=True, most=most)
     assert sum(map(len, parts)) < len(text) / 5
+    parts.clear()
+    with pytest.raises(UsageError, match=r"at most 10 tokens .*, got at least 11$"):
+        qwen.encode("x" * (10 * qwen._longest + 1), special=True, most=10)
+    assert parts == []  # no token is that long
 
 
 @pytest.mark.parametrize("text", [" " * 11_000_000, "\U0001f600" * 600_000, "x" * 3_000_000])

@@ -318,9 +318,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """End the sequence: U+FFFD for a character that stays incomplete, else nothing."""
-        text = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return text
+        return self._utf8.decode(b"", final=True)
 
 
 class _Finder:
