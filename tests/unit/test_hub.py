@@ -106,6 +106,14 @@ def test_a_file_of_other_bytes_never_gets_into_the_cache(
     assert find("hf://org/tiny-GGUF").read_bytes() == hub.files["tiny-Q4_K_M.gguf"]
 
 
+def test_a_revision_that_changes_meanwhile_is_refused(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_need_room", lambda *_: setattr(hub, "commit", "f" * 40))
+    with pytest.raises(ModelRefused, match="expected one revision, it changed meanwhile; pull"):
+        download.pull(HubName.parse("hf://org/tiny-GGUF"))
+
+
 def test_a_wrong_checksum_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.stated["tiny-Q4_K_M.gguf"] = "0" * 64
     got = hashlib.sha256(hub.files["tiny-Q4_K_M.gguf"]).hexdigest()
@@ -240,6 +248,7 @@ def test_a_split_model_comes_whole(hub: Hub) -> None:
         (["m-mxfp4.gguf", "mmproj-m-f16.gguf", "m-imatrix.gguf"], "", "m-mxfp4.gguf"),
         (["UD-Q2_K_XL/m-00001-of-00001.gguf", "Q8_0/m.gguf"], "", "Q8_0/m.gguf"),
         (["UD-Q2_K_XL/m-00001-of-00001.gguf"], ":UD-Q2_K_XL", "UD-Q2_K_XL/m-00001-of-00001.gguf"),
+        (["F16/m-Q8_0.gguf", "m-Q4_K_M.gguf"], ":Q8_0", "F16/m-Q8_0.gguf"),
         (["only.gguf", "README.md"], "", "only.gguf"),
         (["a/m-Q4_K_M.gguf", "b/m-Q4_K_M.gguf"], "/b/m-Q4_K_M.gguf", "b/m-Q4_K_M.gguf"),
         (["a/m-Q4_K_M.gguf", "b/m-Q4_K_M.gguf"], "", "expected one model, found a/m"),

@@ -36,7 +36,7 @@ def _is_file(path: Path) -> bool:
 def blob_of(name: str) -> Path:
     """The blob of ``ollama://NAME[:TAG]``. Raises UsageError, ModelRefused."""
     text = name.removeprefix(SCHEME)
-    if _NAME.fullmatch(text) is None or ".." in text.split("/"):
+    if _NAME.fullmatch(text) is None:  # no part begins with a dot
         raise UsageError(f"model: expected {SCHEME}NAME[:TAG], got {name[:200]!r}")
     model, _, tag = text.partition(":")
     parts = model.split("/")
