@@ -100,7 +100,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                whole = hub.cut is None or "/resolve/" not in self.path
+                # What is whole stays open: the client might just be asking on it again.
+                whole = hub.cut is None or "/resolve/" not in self.path or not body
                 self.wfile.write(body if whole else body[: hub.cut])
                 self.close_connection = not whole
 

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from isobit.errors import IsobitError, ModelRefused, UsageError
-from isobit.text.conversation import left_out, normalised
+from isobit.text.conversation import forms, left_out, normalised
 from isobit.text.messages import REASONING
 from isobit.text.template import render_chat
 from tests.helpers.expected import needs
@@ -255,6 +255,32 @@ def test_texts_are_looked_for_where_the_last_was_found():
     assert prompt.seen < 2 * len(prompt)
     assert left_out(said[::-1], prompt) is None  # in another order they are there all the same
     assert left_out([*said, {"role": "user", "content": "more"}], prompt) == 1000
+
+
+def test_forms_that_say_the_same():
+    call = {"function": {"name": "f", "arguments": {}}}
+    answer = {"role": "assistant", "content": "t", "tool_calls": [call, call]}
+    systems = [{"role": "system", "content": text} for text in "ab"]
+    said = normalised([*systems, {"role": "user", "content": "x"}, answer])
+    whole, merged, merged_apart, apart = forms(said)
+    assert whole == said
+    assert merged == [{"role": "system", "content": "a\n\nb"}, *said[2:]]
+    contents = [(m["content"], len(m.get("tool_calls", ()))) for m in merged_apart]
+    assert contents == [("a\n\nb", 0), ("x", 0), ("t", 0), ("", 1), ("", 1)]
+    assert apart == [*said[:2], *merged_apart[1:]]
+    plain = normalised([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+    assert [*forms(plain)] == [plain]
+
+
+def test_thinking_may_be_left_out_of_answers_alone():
+    thought = "<think>hm</think>yes"
+    for role, closes, missing in (
+        ("assistant", "</think>", None),
+        ("assistant", "", 0),
+        ("user", "</think>", 0),
+    ):
+        said = normalised([{"role": role, "content": thought}])
+        assert left_out(said, "yes", closes) == missing
 
 
 def test_any_messages_give_text_or_one_line():
