@@ -79,6 +79,15 @@ def test_pull_brings_the_newer_revision(hub: Hub) -> None:
     assert cache.cached(name) != old
 
 
+def test_a_name_whose_commit_was_not_written_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    path = find("hf://org/tiny-GGUF")
+    (ref,) = (tmp_path / "cache").rglob("refs/main")
+    ref.write_text("")
+    assert cache.cached(HubName.parse("hf://org/tiny-GGUF")) is None
+    assert find("hf://org/tiny-GGUF") == path
+    assert ref.read_text() == COMMIT
+
+
 def test_a_download_that_was_cut_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 30_000
     with pytest.raises(ModelRefused, match="503"):

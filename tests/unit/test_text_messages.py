@@ -257,6 +257,17 @@ def test_texts_are_looked_for_where_the_last_was_found():
     assert left_out([*said, {"role": "user", "content": "more"}], prompt) == 1000
 
 
+def test_a_text_is_there_as_json_writes_it_too():
+    said = normalised([{"role": "user", "content": 'é"\n!'}])
+    for prompt, missing in (
+        ('<é"\n!>', None),
+        ('<é\\"\\n!>', None),
+        ('<\\u00e9\\"\\n!>', None),
+        ('<e\\"\\n!>', 0),
+    ):
+        assert left_out(said, prompt) == missing
+
+
 def test_forms_that_say_the_same():
     call = {"function": {"name": "f", "arguments": {}}}
     answer = {"role": "assistant", "content": "t", "tool_calls": [call, call]}

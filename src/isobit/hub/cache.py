@@ -30,8 +30,8 @@ def cached(name: HubName, note: Callable[[str], None] | None = None) -> Path | N
     repo = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name.repo, repo_type="model"))
     ref = repo / "refs" / name.revision
     try:
-        commit = ref.read_text().strip() if ref.is_file() else name.revision
-        snapshot = repo / "snapshots" / commit
+        commit = ref.read_text().strip() if ref.is_file() else ""
+        snapshot = repo / "snapshots" / (commit or name.revision)  # never all of them
         files = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
         there = variants(files)
         chosen = choose(name, there)
