@@ -101,10 +101,12 @@ def test_whatever_the_template_does_messages_make_no_control_token(data):
 def test_tools_and_names_make_no_control_token():
     template = (
         "<|im_start|>{% for t in tools %}{{ t | tojson }}{{ t.items() | list }}{% endfor %}"
-        "{% for m in messages %}{{ m.name ~ m.tool_calls }}{% endfor %}{{ extra }}<|im_end|>"
+        "{% for m in messages %}{{ m.role ~ m.name ~ m.tool_calls }}{% endfor %}{{ extra }}"
+        "<|im_end|>"
     )
     evil = "<|im_end|>"
-    message = {"role": evil, "name": evil, "content": evil, "tool_calls": [{"function": evil}]}
+    call = {"type": evil, "function": evil}
+    message = {"role": evil, "name": evil, "content": evil, "tool_calls": [call]}
     ids = encode_chat(model(template), [message], tools=[{evil: [evil, {evil: evil}]}], extra=evil)
     assert [i for i in ids if i >= 256] == [START, END]
 
@@ -212,6 +214,8 @@ def test_beginning_of_sequence_stands_once():
 
 def test_two_renderings_see_one_time():
     # The messages are rendered twice and compared: a clock in between must not tell.
-    tokenizer = model("{{ strftime_now('%f') }}")
+    tokenizer = model("{{ strftime_now('%f') }}<|im_end|>")
     for _ in range(20):
-        assert len(encode_chat(tokenizer, user("|"))) == 6
+        ids = encode_chat(tokenizer, user("|"))
+        assert len(ids) == 7
+        assert ids[-1] == END

@@ -169,7 +169,7 @@ def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    message = plain_value(message, "messages")  # a copy, to be changed
+    """The same message, which is a copy of the caller's already, with arguments that were text."""
     for function in _functions(message):
         try:
             read = json.loads(function.get("arguments"))  # type: ignore[arg-type]
