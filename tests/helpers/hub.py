@@ -28,6 +28,8 @@ class Hub:
     error: str | None = None
     """Answer everything with this status, and this X-Error-Code."""
     garbage: bool = False
+    siblings: object = None
+    """What to list in place of the files."""
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and Range of every request."""
 
@@ -65,10 +67,12 @@ def serving(hub: Hub) -> Iterator[Hub]:
             def lfs(name: str, content: bytes) -> dict[str, object]:
                 return {"sha256": hub.sha256(name), "size": len(content), "pointerSize": 134}
 
-            files = [
+            files: object = [
                 {"rfilename": name, "size": len(content), "lfs": lfs(name, content)}
                 for name, content in hub.files.items()
             ]
+            if hub.siblings is not None:
+                files = hub.siblings
             return {"id": hub.repo, "sha": hub.commit, "siblings": files}
 
         def file(self, name: str) -> None:
@@ -96,7 +100,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                whole = hub.cut is None or "/resolve/" not in self.path
+                # What is whole stays open: the client might just be asking on it again.
+                whole = hub.cut is None or "/resolve/" not in self.path or not body
                 self.wfile.write(body if whole else body[: hub.cut])
                 self.close_connection = not whole
 

@@ -99,3 +99,72 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ModelRefused, match=r"tokenizer\.json"):
             vocabulary(tmp_path, 10)
+
+
+def byte_level(folder: Path, **changed: object) -> Path:
+    """A tokenizer.json of 256 bytes and <|im_end|>, with some of it changed."""
+    theirs = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(_QWEN2), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([cut, level])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    theirs.train_from_iterator(
+        [], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
+    )
+    theirs.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(theirs.to_str()) | changed))
+    return folder
+
+
+def test_a_normalizer_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    nfc, lower = {"type": "NFC"}, {"type": "Lowercase"}
+    for known in (None, nfc, {"type": "Sequence", "normalizers": [nfc]}):
+        assert vocabulary(byte_level(tmp_path, normalizer=known), 257)
+    for other in (lower, {"type": "Sequence", "normalizers": [nfc, lower]}):
+        with pytest.raises(ModelRefused, match=r"normalizer: expected one .*, got 'Lowercase'"):
+            vocabulary(byte_level(tmp_path, normalizer=other), 257)
+
+
+def test_processors_in_processors_are_refused_in_one_line(tmp_path: Path) -> None:
+    text = (byte_level(tmp_path, post_processor="here") / "tokenizer.json").read_text()
+    for n in (50, *range(300, 500, 10)):  # some are more than Python follows, but are JSON to it
+        nested = '{"type": "Sequence", "processors": [' * n + "null" + "]}" * n
+        (tmp_path / "tokenizer.json").write_text(text.replace('"here"', nested))
+        try:
+            assert vocabulary(tmp_path, 257)
+        except ModelRefused:
+            assert n > 50
+
+
+def test_more_rows_than_a_vocabulary_has_are_refused_before_work(tmp_path: Path) -> None:
+    """A file without content may be large: its rows were made tokens one by one."""
+    with pytest.raises(ModelRefused, match="expected at most 4194304, got 8388608"):
+        vocabulary(byte_level(tmp_path), 1 << 23)
+
+
+def test_a_wrong_id_is_shown_in_short(tmp_path: Path) -> None:
+    for wrong in ("x" * 10_000, [["x"] * 1000] * 100, 2**70):
+        token = {"content": "<x>", "special": True, "id": wrong}
+        with pytest.raises(ModelRefused, match="id of '<x>': expected 0 to 256") as refused:
+            vocabulary(byte_level(tmp_path, added_tokens=[token]), 257)
+        assert len(str(refused.value)) < 200 + len(str(tmp_path))
+
+
+def test_chat_templates_wherever_they_stand(tmp_path: Path) -> None:
+    def found() -> tuple[object, object]:
+        said = vocabulary(tmp_path, 257)
+        return tuple(said.get(f"tokenizer.chat_template{k}") for k in ("", ".tool_use"))
+
+    config = byte_level(tmp_path) / "tokenizer_config.json"
+    assert found() == (None, None)
+    config.write_text(json.dumps({"chat_template": "plain"}))
+    assert found() == ("plain", None)
+    both = [{"name": name, "template": f"{name}!"} for name in ("default", "rag", "tool_use")]
+    config.write_text(json.dumps({"chat_template": [5, {}, *both]}))
+    assert found() == ("default!", "tool_use!")
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert found() == ("file", None)  # of transformers' own, these alone
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert found() == ("file", "tools")

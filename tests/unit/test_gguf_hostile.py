@@ -174,6 +174,10 @@ REFUSED = {
         metadata(key("a", ARRAY, array(ARRAY, 2, array(U32, 0) + array(U32, 1 << 22)))),
         "expected at most 4194304 array elements in all, got 4194306",
     ),
+    "many arrays in arrays": (
+        metadata(key("a", ARRAY, array(ARRAY, 65537, array(U32, 0) * 65537))),
+        "expected at most 65536 arrays in arrays in all, got 65537",
+    ),
     "alignment 0": (metadata(key("general.alignment", U32, u32(0))), "alignment': .* got 0"),
     "alignment 4": (metadata(key("general.alignment", U32, u32(4))), "power of two, at least 8"),
     "alignment 48": (metadata(key("general.alignment", U32, u32(48))), "alignment': .* got 48"),

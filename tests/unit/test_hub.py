@@ -79,6 +79,15 @@ def test_pull_brings_the_newer_revision(hub: Hub) -> None:
     assert cache.cached(name) != old
 
 
+def test_a_name_whose_commit_was_not_written_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    path = find("hf://org/tiny-GGUF")
+    (ref,) = (tmp_path / "cache").rglob("refs/main")
+    ref.write_text("")
+    assert cache.cached(HubName.parse("hf://org/tiny-GGUF")) is None
+    assert find("hf://org/tiny-GGUF") == path
+    assert ref.read_text() == COMMIT
+
+
 def test_a_download_that_was_cut_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 30_000
     with pytest.raises(ModelRefused, match="503"):
@@ -104,6 +113,14 @@ def test_a_file_of_other_bytes_never_gets_into_the_cache(
         find("hf://org/tiny-GGUF")
     assert cached_files(tmp_path) == set()
     assert find("hf://org/tiny-GGUF").read_bytes() == hub.files["tiny-Q4_K_M.gguf"]
+
+
+def test_a_revision_that_changes_meanwhile_is_refused(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_need_room", lambda *_: setattr(hub, "commit", "f" * 40))
+    with pytest.raises(ModelRefused, match="expected one revision, it changed meanwhile; pull"):
+        download.pull(HubName.parse("hf://org/tiny-GGUF"))
 
 
 def test_a_wrong_checksum_is_refused(hub: Hub, tmp_path: Path) -> None:
@@ -141,6 +158,39 @@ def test_no_hub_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelRefused, match=r"expected to reach http://127.0.0.1:9, got: .*refused"):
         find("hf://org/tiny-GGUF")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"sha256": text, "size": 3, "pointerSize": 134} for text in ("", "0" * 63, 5, None)),
+        {"sha256": "../../../escaped", "size": 3, "pointerSize": 134},
+        *(5, "x", {"size": 3}),
+    ],
+)
+def test_a_digest_that_is_none_is_refused(hub: Hub, tmp_path: Path, wrong: object) -> None:
+    """It becomes the name of a file: what lies elsewhere must not be written."""
+    hub.siblings = [{"rfilename": "tiny-Q4_K_M.gguf", "size": 3, "lfs": wrong}]
+    with pytest.raises(ModelRefused, match="each with its size and SHA-256, got something else"):
+        find("hf://org/tiny-GGUF")
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [5, [5], [{}], [{"rfilename": 5}], [{"rfilename": "m-Q4_K_M.gguf", "size": "x"}]]
+)
+def test_a_list_of_files_that_is_none_is_refused(hub: Hub, wrong: object) -> None:
+    hub.siblings = wrong
+    with pytest.raises(ModelRefused, match="expected the hub's list of files from http"):
+        find("hf://org/tiny-GGUF")
+
+
+def test_a_file_name_that_no_line_could_show_is_no_models(hub: Hub) -> None:
+    hub.files = {"\x1b[2J\n.gguf": b"x", "a\nb-Q4_K_M.gguf": b"x"}
+    with pytest.raises(ModelRefused, match=r"found no GGUF file$") as refused:
+        find("hf://org/tiny-GGUF")
+    assert str(refused.value).isprintable()
 
 
 def test_offline_takes_what_is_here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +257,7 @@ def test_a_split_model_comes_whole(hub: Hub) -> None:
         (["m-mxfp4.gguf", "mmproj-m-f16.gguf", "m-imatrix.gguf"], "", "m-mxfp4.gguf"),
         (["UD-Q2_K_XL/m-00001-of-00001.gguf", "Q8_0/m.gguf"], "", "Q8_0/m.gguf"),
         (["UD-Q2_K_XL/m-00001-of-00001.gguf"], ":UD-Q2_K_XL", "UD-Q2_K_XL/m-00001-of-00001.gguf"),
+        (["F16/m-Q8_0.gguf", "m-Q4_K_M.gguf"], ":Q8_0", "F16/m-Q8_0.gguf"),
         (["only.gguf", "README.md"], "", "only.gguf"),
         (["a/m-Q4_K_M.gguf", "b/m-Q4_K_M.gguf"], "/b/m-Q4_K_M.gguf", "b/m-Q4_K_M.gguf"),
         (["a/m-Q4_K_M.gguf", "b/m-Q4_K_M.gguf"], "", "expected one model, found a/m"),
@@ -228,7 +279,9 @@ def test_which_file_a_name_means(names: list[str], asked: str, chosen: str) -> N
 @pytest.mark.parametrize(
     "name",
     ["hf://", "hf://org", "hf://../..", "hf://org/..", "hf://org/repo@../x", "hf://a/b:", "hf://a/b\n",
-     "hf://org/repo/../../x.gguf", "hf://org/repo@a/../../x", "hf://org//repo", "hf://o/r/x.bin"],
+     "hf://org/repo/../../x.gguf", "hf://org/repo@a/../../x", "hf://org//repo", "hf://o/r/x.bin",
+     "hf://a/-b", "hf://a/b.", "hf://.a/b", "hf://a--b/c", "hf://a/b..c", "hf://a/b.git",
+     f"hf://a/{'b' * 97}"],
 )  # fmt: skip
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(UsageError, match="expected hf://ORG/REPO"):
@@ -252,6 +305,35 @@ def test_a_name_without_its_scheme_is_told_of() -> None:
         with pytest.raises(ModelRefused, match=f"no such file.* is {wanted}$"):
             GGUFFile.open(find(text))
     assert find("folder/file.gguf") == Path("folder/file.gguf")
+
+
+def test_a_long_name_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    (tmp_path / "manifests").mkdir()
+    long = "b" * 300
+    for name in (f"a/{long}", f"{long}/a", f"{tmp_path}/manifests/{long}", f"ollama://{long}"):
+        with pytest.raises(
+            ModelRefused, match=r"File name too long|no such file|found no /.*; ollama"
+        ):
+            GGUFFile.open(find(name))
+
+
+def test_a_cache_that_is_a_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"HF_HUB_CACHE: expected a folder, found .*, which is a"):
+        cache.models()
+
+
+def test_only_the_file_that_is_named_is_removed(hub: Hub) -> None:
+    hub.files = {"m-Q8_0.gguf": b"one", "old/m-Q8_0.gguf": b"other"}
+    for file in hub.files:
+        find(f"hf://org/tiny-GGUF/{file}")
+    (gone,) = cache.remove(HubName.parse("hf://org/tiny-GGUF/m-Q8_0.gguf"))
+    assert gone.files == ("m-Q8_0.gguf",)
+    assert [m.files for m in cache.models()] == [("old/m-Q8_0.gguf",)]
 
 
 def test_models_are_listed_and_removed(hub: Hub, tmp_path: Path) -> None:

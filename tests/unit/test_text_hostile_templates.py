@@ -160,6 +160,14 @@ def test_threads_get_their_own_text():
         assert list(texts) == [f"number {i}" for i in range(64)]
 
 
+def test_a_process_that_something_ended_in_between_is_no_templates_fault():
+    render_chat(CHATML, USER)
+    process = renderer.RENDERER._process
+    process.kill()
+    process.wait()
+    assert render_chat(ECHO, USER) == "hello"
+
+
 class Interrupted:
     """A pipe that Ctrl-C hits before its reply is read."""
 

@@ -1,6 +1,7 @@
 """Messages reach a template as transformers prepares them; what is at fault is named."""
 
 import dataclasses
+import enum
 import json
 import random
 
@@ -10,6 +11,8 @@ import pytest
 import tokenizers
 
 from isobit.errors import IsobitError, ModelRefused, UsageError
+from isobit.text.conversation import forms, left_out, normalised
+from isobit.text.messages import REASONING
 from isobit.text.template import render_chat
 from tests.helpers.expected import needs
 
@@ -179,6 +182,116 @@ def test_variables_at_fault_are_named():
             render_chat("", [Message("user", "x")], documents=wrong)
     with pytest.raises(UsageError, match=r"^thing: expected JSON types, found set"):
         render_chat("", [Message("user", "x")], thing=set())
+
+
+class Role(str, enum.Enum):  # noqa: UP042 - a StrEnum writes itself as its value
+    USER = "user"
+
+
+class Size(enum.IntEnum):
+    SMALL = 3
+
+
+def test_members_of_enumerations_are_their_values():
+    """Not "Role.USER", which is what str() makes of one."""
+    messages = [{"role": Role.USER, "content": "x", "n": Size.SMALL, Role.USER: 1}]
+    template = "{{ messages[0].role == 'user' }} {{ messages | tojson }}"
+    expected = 'True [{"role": "user", "content": "x", "n": 3, "user": 1}]'
+    assert render_chat(template, messages) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({(1, 2): "x"}, r"texts as keys, found \(1, 2\)"),
+        ({"x": {("a",): 1}}, r"texts as keys, found \('a',\)"),
+        ({"n": 10**5000}, "numbers that JSON can hold, found an integer of 16610 bits"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_by_message(more, found):
+    for read in (lambda m: render_chat("", m), normalised):
+        with pytest.raises(UsageError, match=rf"^messages\[1\]: expected {found}$"):
+            read([Message("user", "x"), {"role": "user", "content": "x", **more}])
+    call = {"function": {"name": "f", "arguments": more}}
+    with pytest.raises(UsageError, match=rf"^messages\[0\]: expected {found}$"):
+        normalised([{"role": "assistant", "tool_calls": [call]}])
+
+
+def test_messages_are_read_by_one_function():
+    for wrong, found in (
+        ([], r"messages: expected a list of at least one message, found \[\]"),
+        ([5], r'messages\[0\]: expected a mapping with a "role", found 5'),
+        ([{"content": "x"}], r"messages\[0\].role: expected a text, found nothing"),
+    ):
+        for read in (lambda m: render_chat("", m), normalised):
+            with pytest.raises(UsageError, match=f"^{found}$"):
+                read(wrong)
+
+
+def test_reasoning_that_is_no_text_is_left_out_by_any_name():
+    for name in REASONING:
+        [message] = normalised([{"role": "assistant", "content": "x", name: [{"text": "hm"}]}])
+        assert name not in message
+
+
+class Watched(str):
+    """A prompt that counts how many of its characters were looked at."""
+
+    seen = 0
+
+    def find(self, text, start=0):
+        found = super().find(text, start)
+        self.seen += (len(self) if found < 0 else found) - start
+        return found
+
+    def __contains__(self, text):
+        return self.find(text) >= 0
+
+
+def test_texts_are_looked_for_where_the_last_was_found():
+    said = normalised([{"role": "user", "content": f"number {i}."} for i in range(1000)])
+    prompt = Watched("\n".join(m["content"] for m in said))
+    assert left_out(said, prompt) is None
+    assert prompt.seen < 2 * len(prompt)
+    assert left_out(said[::-1], prompt) is None  # in another order they are there all the same
+    assert left_out([*said, {"role": "user", "content": "more"}], prompt) == 1000
+
+
+def test_a_text_is_there_as_json_writes_it_too():
+    said = normalised([{"role": "user", "content": 'é"\n!'}])
+    for prompt, missing in (
+        ('<é"\n!>', None),
+        ('<é\\"\\n!>', None),
+        ('<\\u00e9\\"\\n!>', None),
+        ('<e\\"\\n!>', 0),
+    ):
+        assert left_out(said, prompt) == missing
+
+
+def test_forms_that_say_the_same():
+    call = {"function": {"name": "f", "arguments": {}}}
+    answer = {"role": "assistant", "content": "t", "tool_calls": [call, call]}
+    systems = [{"role": "system", "content": text} for text in "ab"]
+    said = normalised([*systems, {"role": "user", "content": "x"}, answer])
+    whole, merged, merged_apart, apart = forms(said)
+    assert whole == said
+    assert merged == [{"role": "system", "content": "a\n\nb"}, *said[2:]]
+    contents = [(m["content"], len(m.get("tool_calls", ()))) for m in merged_apart]
+    assert contents == [("a\n\nb", 0), ("x", 0), ("t", 0), ("", 1), ("", 1)]
+    assert apart == [*said[:2], *merged_apart[1:]]
+    plain = normalised([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+    assert [*forms(plain)] == [plain]
+
+
+def test_thinking_may_be_left_out_of_answers_alone():
+    thought = "<think>hm</think>yes"
+    for role, closes, missing in (
+        ("assistant", "</think>", None),
+        ("assistant", "", 0),
+        ("user", "</think>", 0),
+    ):
+        said = normalised([{"role": role, "content": thought}])
+        assert left_out(said, "yes", closes) == missing
 
 
 def test_any_messages_give_text_or_one_line():

@@ -1,6 +1,7 @@
 """Words and vocabularies of other models: real excerpts, and the patterns in another engine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from isobit.errors import ModelRefused, UsageError
+from isobit.text import pretokenizers
 from isobit.text import tokenizer as tokenizer_module
 from isobit.text.pretokenizers import PRETOKENIZERS, PreTokenizer
 from isobit.text.tokenizer import StreamDecoder, Tokenizer
@@ -112,6 +114,30 @@ def test_words_are_those_of_the_library(name, made, text):
     theirs = [word for word, _ in made.pre_tokenize_str(text)]
     ours = PRETOKENIZERS[name].build({}, []).pre_tokenizer
     assert [word for word, _ in ours.pre_tokenize_str(text)] == theirs
+
+
+ORIGINALS = {"tiny_aya": r"\d{1,3}(?=(?:\d{3})*\b)", "deepseek-llm": r"\s+$"}
+RUNS = st.lists(
+    st.sampled_from(["1", "234567", "٣٣٣", "½", "_", "a", "é", "工", ".", "  ", "\n", "\xa0"])
+)
+
+
+@pytest.mark.parametrize(("name", "pattern"), ORIGINALS.items())
+@FUZZ
+@given(text=RUNS.map("".join))
+def test_words_are_those_of_the_original_pattern(name, pattern, text):
+    kind = PRETOKENIZERS[name]
+    [rewritten] = {pretokenizers._SPACES_AT_END, pretokenizers._THREES_FROM_END} & {*kind.words}
+    words = tuple(pattern if word == rewritten else word for word in kind.words)
+    assert pieces(kind, text) == pieces(replace(kind, words=words), text)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=KINDS.values())
+def test_a_long_run_is_cut_in_time_that_grows_with_it(kind):
+    """Minutes, if the rest of the run is looked at from each of its places."""
+    for run in "1", " ", "\xa0", "a", "\n":
+        text = run * 100_000 + "1x"
+        assert "".join(pieces(kind, text)) == text
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=KINDS.values())

@@ -143,6 +143,21 @@ def test_a_control_token_that_merges_make_is_left_in_its_halves():
     assert [tokens[i] for i in ids] == ["x", "ab", "c", "ab", "c"]
 
 
+def test_a_control_token_that_two_merges_make_is_left_in_the_halves_of_the_first():
+    merges = ["a b", "b c", "ab c", "a bc"]
+    tokenizer = Tokenizer.from_metadata(metadata({"abc": CONTROL}, merges), "m.gguf")
+    tokens = tokenizer.vocabulary.tokens
+    assert [tokens[i] for i in tokenizer.encode("abc", special=False)] == ["ab", "c"]
+
+
+def test_a_merge_of_a_control_token_that_no_merge_makes_joins_nothing():
+    data = metadata({"<x>": CONTROL, "<x>a": NORMAL})
+    data["tokenizer.ggml.merges"] = ["<x> a"]
+    tokenizer = Tokenizer.from_metadata(data, "m.gguf")
+    assert tokenizer.encode("<x>a", special=False) == [*b"<x>a"]
+    assert tokenizer.encode("<x>a", special=True) == [256, ord("a")]
+
+
 def test_halves_that_are_control_tokens_too_are_parted_again():
     special = dict.fromkeys(["ab", "abc"], CONTROL)
     tokenizer = Tokenizer.from_metadata(metadata(special, ["a b", "ab c"]), "m.gguf")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from isobit.errors import ModelRefused, UsageError
 from isobit.text import spm
+from isobit.text import tokenizer as tokenizer_module
 from isobit.text.tokenizer import StreamDecoder, Tokenizer
 from isobit.text.vocabulary import BYTE_OF_TEXT, CONTROL, NORMAL, UNUSED, USER_DEFINED
 
@@ -139,6 +140,11 @@ def test_special_tokens_stand_apart():
     assert texts_of(tokenizer, "<0x41>") == ["▁", *(f"<0x{b:02X}>" for b in b"<0x41>")]
 
 
+def test_the_name_of_a_byte_is_no_piece():
+    scores = dict.fromkeys(["▁", *"<0x41>", "<0", "<0x", "<0x4", "<0x41"], -1.0)
+    assert texts_of(small(scores), "<0x41>") == ["▁", "<0x41", ">"]
+
+
 def test_unused_pieces_are_taken_apart_again():
     scores = {"▁": -9.0, "a": -9.0, "b": -9.0, "c": -9.0, "ab": -1.0, "abc": -2.0}
     assert texts_of(small(scores), "abc") == ["▁", "abc"]
@@ -171,7 +177,27 @@ def test_long_stretches_are_joined_or_refused(monkeypatch):
     monkeypatch.setattr(spm, "LONGEST_WORD", 49_999)
     with pytest.raises(UsageError, match="words of at most 49999 characters, got 50001"):
         tokenizer.encode(text, special=False)
+    monkeypatch.setattr(tokenizer_module, "MAX_UNBROKEN", 100)  # of vocabularies with merges
     assert len(tokenizer.encode("b c " * 20_000, special=False)) > 50_000  # cut at the spaces
+
+
+def test_a_long_text_is_refused_once_it_is_too_long(monkeypatch):
+    tokenizer, made = small(), []
+    original = tokenizer._merge
+
+    def counted(text):
+        for ids in original(text):
+            made.extend(ids)
+            yield ids
+
+    monkeypatch.setattr(tokenizer, "_merge", counted)
+    text = "b c " * 14_000  # 28,000 words of two tokens each
+    assert len(tokenizer.encode(text, special=True)) > 42_000
+    for special in (False, True):
+        made.clear()
+        with pytest.raises(UsageError, match=r"at most 10000 tokens .*, got at least 4000"):
+            tokenizer.encode(text, special=special, most=10_000)
+        assert len(made) < 40_010
 
 
 def test_many_unused_pieces_one_inside_the_other():

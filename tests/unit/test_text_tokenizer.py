@@ -325,21 +325,26 @@ def test_other_threads_run_beside_a_long_text(sample):
 
 def test_special_tokens_are_not_cut(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "PART", 1)
-    for token in ("a b", "x\ny", "<long token>"):
+    for token in ("a b", "x\ny", "<long token>", "\nab", "\n\nab", " a"):
         tokenizer = small([(token, USER_DEFINED)])
-        assert tokenizer.encode(f"q {token} {token}", special=False).count(256) == 2
+        for text in (f"q {token} {token}", f"q{token}{token}"):
+            assert tokenizer.encode(text, special=False).count(256) == 2
 
 
 def test_a_long_text_is_refused_once_it_is_too_long(qwen, monkeypatch):
     parts = []
-    original = qwen._encoded
-    monkeypatch.setattr(qwen, "_encoded", lambda part: parts.append(part) or original(part))
+    original = qwen._merge
+    monkeypatch.setattr(qwen, "_merge", lambda part: parts.append(part) or original(part))
     text = "a word\n" * 1_000_000
     assert len(qwen.encode("a word\n" * 10, special=True, most=30)) == 30
     for most in (29, 100_000):
         with pytest.raises(UsageError, match=f"at most {most} tokens"):
             qwen.encode("a word\n" * 10 if most == 29 else text, special=True, most=most)
     assert sum(map(len, parts)) < len(text) / 5
+    parts.clear()
+    with pytest.raises(UsageError, match=r"at most 10 tokens .*, got at least 11$"):
+        qwen.encode("x" * (10 * qwen._longest + 1), special=True, most=10)
+    assert parts == []  # no token is that long
 
 
 @pytest.mark.parametrize("text", [" " * 11_000_000, "\U0001f600" * 600_000, "x" * 3_000_000])

@@ -1,11 +1,13 @@
 """Damaged and hostile tokenizer metadata is refused in one line, or handled."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from isobit.errors import ModelRefused
 from isobit.text.tokenizer import Tokenizer
-from isobit.text.vocabulary import BYTE_OF_CHARACTER, NORMAL
+from isobit.text.vocabulary import BYTE_OF_CHARACTER, BYTE_OF_TEXT, NORMAL, stop_ids
 
 BYTES = sorted(BYTE_OF_CHARACTER, key=BYTE_OF_CHARACTER.get)
 SIZE = 259
@@ -64,7 +66,7 @@ DAMAGED = {
         *({"tokenizer.ggml.token_type": v} for v in ("1" * SIZE, 1, [1.0] * SIZE, [[1]] * SIZE)),
         {"tokenizer.ggml.token_type": [*[1] * (SIZE - 1), "1"]},
         {"tokenizer.ggml.token_type": [*[1] * (SIZE - 1), [1, 2]]},
-        *(with_types((5, kind)) for kind in (0, 7, -1, 2**40, 2**80)),
+        *(with_types((5, kind)) for kind in (0, 7, -1, 2**40, 2**63, 2**80, True)),
     ],
     "merges": [
         *({"tokenizer.ggml.merges": v} for v in (None, "a b", 5, [1], [("a", "b")], [None])),
@@ -109,6 +111,22 @@ def test_damaged_metadata_is_refused_in_one_line(part, change):
     assert len(message) < 250
 
 
+@pytest.mark.parametrize("key", ["token_type", "scores"])
+def test_texts_for_numbers_cost_no_memory(key):
+    """As an array of NumPy's, each of them would be as long as the longest: 1 GB here."""
+    texts = {f"tokenizer.ggml.{key}": [HUGE, *["x"] * (SIZE - 1)]}
+    pieces = [*BYTE_OF_TEXT, "a", "b", "c"]
+    llama = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": pieces}
+    damaged = metadata() | llama | {"tokenizer.ggml.bos_token_id": 258} | texts
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelRefused, match=f"{key}: expected an array of .*, found something"):
+            Tokenizer.from_metadata(damaged, "m.gguf")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_special_tokens_are_bounded_before_work():
     many = [f"{i:09}" * 6 for i in range(10_000)]  # 540 kB
     changed = metadata()
@@ -121,6 +139,14 @@ def test_special_tokens_are_bounded_before_work():
 def test_a_file_without_tokenizer_says_what_to_do():
     with pytest.raises(ModelRefused, match="use token ids"):
         Tokenizer.from_metadata({"general.architecture": "qwen3moe"}, "m.gguf")
+
+
+def test_a_path_with_line_ends_stays_on_one_line():
+    for change in ({"tokenizer.ggml.tokens": []}, {"tokenizer.ggml.merges": ["a zz"]}):
+        with pytest.raises(ModelRefused, match=r"^a\\nb\\x1b.gguf: tokenizer"):
+            Tokenizer.from_metadata(metadata() | change, "a\nb\x1b.gguf")
+    with pytest.raises(ModelRefused, match=r"^a\\nb: tokenizer"):
+        stop_ids({"tokenizer.ggml.eos_token_id": 5}, 5, "a\nb")
 
 
 def test_numpy_arrays_and_tuples_are_read():

@@ -8,7 +8,7 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.file_download import repo_folder_name
 
-from isobit.errors import ModelRefused
+from isobit.errors import ModelRefused, UsageError
 from isobit.hub.names import HubName, Variant, choose, variants
 
 
@@ -17,7 +17,10 @@ class Cached:
     """A model in the cache."""
 
     name: HubName
+    files: tuple[str, ...]
+    """In the repository."""
     paths: tuple[Path, ...]
+    """The same files on this machine."""
     blobs: frozenset[Path]
     nbytes: int
 
@@ -27,8 +30,8 @@ def cached(name: HubName, note: Callable[[str], None] | None = None) -> Path | N
     repo = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name.repo, repo_type="model"))
     ref = repo / "refs" / name.revision
     try:
-        commit = ref.read_text().strip() if ref.is_file() else name.revision
-        snapshot = repo / "snapshots" / commit
+        commit = ref.read_text().strip() if ref.is_file() else ""
+        snapshot = repo / "snapshots" / (commit or name.revision)  # never all of them
         files = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
         there = variants(files)
         chosen = choose(name, there)
@@ -40,11 +43,15 @@ def cached(name: HubName, note: Callable[[str], None] | None = None) -> Path | N
 
 
 def models() -> list[Cached]:
-    """Every model of the hub in the cache, by name."""
+    """Every model of the hub in the cache, by name. Raises UsageError if it is no folder."""
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
+    except ValueError:
+        raise UsageError(
+            f"HF_HUB_CACHE: expected a folder, found {constants.HF_HUB_CACHE}, which is a file"
+        ) from None
     found = []
     for repo in repos:
         for revision in repo.revisions if repo.repo_type == "model" else ():
@@ -59,6 +66,7 @@ def models() -> list[Cached]:
                 found.append(
                     Cached(
                         _named(repo.repo_id, rev, v, there),
+                        v.files,
                         tuple(f.file_path for f in parts),
                         frozenset(f.blob_path for f in parts),
                         sum(f.size_on_disk for f in parts),
@@ -83,7 +91,7 @@ def remove(name: HubName) -> list[Cached]:
         m
         for m in there
         if (name.quant is None or (m.name.quant or "").lower() == name.quant.lower())
-        and (name.file is None or any(p.as_posix().endswith(f"/{name.file}") for p in m.paths))
+        and (name.file is None or name.file in m.files)
     ]
     if not wanted:
         have = ", ".join(str(m.name) for m in there) or "none of that name"

@@ -6,9 +6,10 @@ in another process, and a file is in the cache only once its SHA-256 is the one 
 
 import errno
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from isobit.hub.names import HubName, choose, listed, variants
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _STEP = 16 << 20  # bytes hashed at a time
 
 
@@ -33,8 +35,7 @@ def pull(name: HubName, note: Callable[[str], None] | None = None) -> Path:
     where the disk has no room.
     """
     with _in_a_line(name):
-        info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
-        files = {s.rfilename: s for s in info.siblings or ()}
+        commit, files = _listing(name)
         there = variants(files)
         chosen = choose(name, there)
         sizes = {file: s.size or 0 for file, s in files.items()}
@@ -51,9 +52,32 @@ def pull(name: HubName, note: Callable[[str], None] | None = None) -> Path:
         paths = [
             Path(hf_hub_download(name.repo, file, revision=name.revision)) for file in chosen.files
         ]
-    if any(info.sha not in path.parts for path in paths):
+    if any(commit not in path.parts for path in paths):
         raise ModelRefused(f"{name}: expected one revision, it changed meanwhile; pull again")
     return paths[0]
+
+
+def _listing(name: HubName) -> tuple[str, dict[str, "RepoSibling"]]:
+    """The commit and the files of a revision, as the hub states them.
+
+    A digest becomes the name of a file here, so it must be one.
+    """
+    good = False
+    with suppress(AttributeError, KeyError, TypeError):  # the client's, over what it was sent
+        info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
+        files = {s.rfilename: s for s in info.siblings or ()}
+        good = all(
+            isinstance(s.rfilename, str)
+            and (s.size or 0) >= 0
+            and (s.lfs is None or _SHA256.fullmatch(s.lfs.sha256) is not None)
+            for s in files.values()
+        )
+    if not good:
+        raise ModelRefused(
+            f"{name}: expected the hub's list of files from {constants.ENDPOINT}, each with its "
+            "size and SHA-256, got something else"
+        )
+    return str(info.sha), files
 
 
 def _blob(folder: Path, sibling: "RepoSibling") -> Path:

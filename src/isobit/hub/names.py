@@ -12,11 +12,14 @@ from isobit.errors import ModelRefused, UsageError
 SCHEME = "hf://"
 
 _NAME = re.compile(
-    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+?))?"
+    r"hf://(?P<repo>\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?)(?:@(?P<revision>[\w./-]+?))?"
     r"(?:/(?P<file>[\w./ +-]+\.gguf))?(?::(?P<quant>[\w.-]+))?",
     re.ASCII,
 )
-_HUB_LIKE = re.compile(r"(?:https://huggingface\.co/)?[\w-][\w.-]*/[\w-][\w.-]*(?::[\w.-]+)?")
+_NO_REPO = re.compile(r"--|\.\.|\.git$")  # what the hub allows in no name of a repository
+_HUB_LIKE = re.compile(  # no part is longer than a name of a file can be
+    r"(?:https://huggingface\.co/)?[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}(?::[\w.-]+)?"
+)
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _QUANT = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:I?Q[1-9]_\w+|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|FP16|F32))"
@@ -48,7 +51,7 @@ class HubName:
         dotted = found is not None and any(
             set(part) == {"."} for part in re.split(r"[/@]", text.removeprefix(SCHEME)) if part
         )
-        if found is None or dotted:
+        if found is None or dotted or _NO_REPO.search(found["repo"]):
             raise UsageError(
                 f"model: expected hf://ORG/REPO, hf://ORG/REPO:QUANT or hf://ORG/REPO/FILE.gguf, "
                 f"got {text[:200]!r}"
@@ -78,9 +81,12 @@ def looks_like_hub(text: str) -> bool:
 
 
 def variants(files: Iterable[str]) -> list[Variant]:
-    """The models among a repository's files; those lacking a part are left out."""
+    """The models among a repository's files.
+
+    Those lacking a part are left out, and those whose name no line could show.
+    """
     groups: dict[tuple[str, int], list[str]] = {}
-    for file in sorted(files):
+    for file in sorted(filter(str.isprintable, files)):
         base = file.rpartition("/")[2].lower()
         if base.endswith(".gguf") and not base.startswith(_NO_MODELS):
             stem = file[: -len(".gguf")]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from isobit.errors import ModelRefused, UsageError
@@ -22,19 +23,26 @@ def folder() -> Path:
 
 def is_manifest(path: Path) -> bool:
     """Whether a file is one of Ollama's manifests, by where it lies."""
-    return "manifests" in path.parts[:-1] and path.is_file()
+    return "manifests" in path.parts[:-1] and _is_file(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one that can be seen; a name that is too long is none."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def blob_of(name: str) -> Path:
     """The blob of ``ollama://NAME[:TAG]``. Raises UsageError, ModelRefused."""
     text = name.removeprefix(SCHEME)
-    if _NAME.fullmatch(text) is None or ".." in text.split("/"):
+    if _NAME.fullmatch(text) is None:  # no part begins with a dot
         raise UsageError(f"model: expected {SCHEME}NAME[:TAG], got {name[:200]!r}")
     model, _, tag = text.partition(":")
     parts = model.split("/")
     host_and_owner = ("registry.ollama.ai", "library")[: 3 - len(parts)]
     path = folder().joinpath("manifests", *host_and_owner, *parts, tag or "latest")
-    if not path.is_file():
+    if not _is_file(path):
         raise ModelRefused(f"{name}: expected a manifest of Ollama, found no {path}; ollama list?")
     return blob(path)
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from isobit.errors import UsageError
-from isobit.text.messages import is_list, plain_value
+from isobit.text.messages import REASONING, plain_messages
 
 _ROLES = {"developer": "system", "function": "tool"}
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -22,27 +22,17 @@ _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal"
 def normalised(messages: object) -> list[dict[str, Any]]:
     """Messages with known roles, texts as contents, and arguments of calls as JSON objects.
 
-    They may be mappings, data classes or models of pydantic. Raises UsageError, which names the
-    message.
+    They may be what ``plain_messages`` takes. Raises UsageError, which names the message.
     """
-    messages = getattr(messages, "messages", messages)
-    if not is_list(messages) or not messages:
-        raise UsageError("messages: expected a list of at least one message")
-    plain = [plain_value(m, f"messages[{i}]") for i, m in enumerate(messages)]
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(plain)]
+    plain = enumerate(plain_messages(messages))
+    return [_message(message, f"messages[{i}]") for i, message in plain]
 
 
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise UsageError(f'{where}: expected a mapping with a "role", got {message!r:.60}')
-    role = message.get("role")
-    if not isinstance(role, str):
-        raise UsageError(f"{where}.role: expected a text, got {role!r:.60}")
-    found = {key: value for key, value in message.items() if value is not None}
-    role = _ROLES.get(role, role)
+def _message(found: dict[str, Any], where: str) -> dict[str, Any]:
+    role = _ROLES.get(found["role"], found["role"])
     if role in ("system", "user") and "content" not in found:  # others may have calls alone
         raise UsageError(f"{where}.content: expected a text or its parts, found none")
-    found |= {"role": role, "content": _text(message.get("content"), f"{where}.content")}
+    found |= {"role": role, "content": _text(found.get("content"), f"{where}.content")}
     if (old := found.pop("function_call", None)) is not None:
         found.setdefault("tool_calls", [{"function": old}])
     calls = found.pop("tool_calls", None)
@@ -52,7 +42,7 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         found["tool_calls"] = [
             _call(call, f"{where}.tool_calls[{n}].function") for n, call in enumerate(calls)
         ]
-    for name in ("reasoning", "reasoning_content"):
+    for name in REASONING:
         if not isinstance(found.get(name, ""), str):  # some clients' own, in parts
             del found[name]
     return found
@@ -150,12 +140,16 @@ def left_out(messages: Sequence[Mapping[str, Any]], prompt: str, closes: str = "
 
     ``closes``: the tag up to which an answer is thinking, which templates leave out of history.
     """
+    at = 0
     for i, message in enumerate(messages):
         content = message["content"]
         if closes and message["role"] == "assistant":
             content = content.rpartition(closes)[2]
-        if not all(_occurs(text, prompt) for text in (content, *_texts_of_calls(message))):
-            return i
+        for text in (content, *_texts_of_calls(message)):
+            found = _found(text, prompt, at)
+            if found < 0:
+                return i
+            at = found
     return None
 
 
@@ -177,11 +171,16 @@ def _leaves(value: object) -> Iterator[str]:
             yield from _leaves(item)
 
 
-def _occurs(text: str, prompt: str) -> bool:
-    """Whether a text is in a prompt, as it is or as JSON writes it."""
+def _found(text: str, prompt: str, start: int) -> int:
+    """Where a text is in a prompt, as it is or as JSON writes it; -1 if it is not.
+
+    Looked for from ``start`` on first, since templates keep the order of messages: from the
+    beginning, thousands of messages would take the square of their time.
+    """
     text = text.strip()
-    return (
-        text in prompt
-        or json.dumps(text, ensure_ascii=False)[1:-1] in prompt
-        or json.dumps(text)[1:-1] in prompt
-    )
+    ways = dict.fromkeys((text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]))
+    for first in (start, 0):
+        for way in ways:
+            if (found := prompt.find(way, first)) >= 0:
+                return found
+    return -1

@@ -19,6 +19,7 @@ from isobit.errors import UsageError, shown
 MAX_BYTES = 4 * 1024 * 1024  # of all messages, and of what is rendered from them
 
 MAX_DEPTH = 100
+MAX_BITS = 14_000  # of an integer: Python reads and writes 4,300 digits
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first that is there counts
 
@@ -49,16 +50,13 @@ def template_variables(
     Raises:
         UsageError: one of them is malformed or they are too long; it names which.
     """
-    messages = getattr(messages, "messages", messages)
-    if not is_list(messages) or not messages:
-        raise UsageError("messages: expected a list of at least one message")
     require_mappings("tools", tools)
     require_mappings("documents", documents)
     plain = {
         **{name: plain_value(value, name) for name, value in variables.items()},
         "tools": plain_value(tools, "tools"),
         "documents": plain_value(documents, "documents"),
-        "messages": [_message(m, f"messages[{i}]") for i, m in enumerate(messages)],
+        "messages": [_message(m, f"messages[{i}]") for i, m in enumerate(plain_messages(messages))],
         "add_generation_prompt": bool(add_generation_prompt),
     }
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in strings(plain))
@@ -75,11 +73,32 @@ def require_mappings(name: str, value: object) -> None:
         raise UsageError(f"{name}: expected a list of mappings or None, found {shown(value)}")
 
 
-def _message(value: object, where: str) -> dict[str, Any]:
+def plain_messages(messages: object) -> list[dict[str, Any]]:
+    """Messages in JSON's types, each with a role; keys that are None are left out.
+
+    They may be mappings, data classes or models of pydantic, in a list or in an object that has
+    one as its ``messages``. Raises UsageError, which names the message.
+    """
+    messages = getattr(messages, "messages", messages)
+    if not is_list(messages) or not messages:
+        raise UsageError(
+            f"messages: expected a list of at least one message, found {shown(messages)}"
+        )
+    return [_plain_message(m, f"messages[{i}]") for i, m in enumerate(messages)]
+
+
+def _plain_message(value: object, where: str) -> dict[str, Any]:
     value = _mapped(value)
-    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
-        raise UsageError(f'{where}: expected a mapping with a "role"')
-    message = plain_value({key: item for key, item in value.items() if item is not None}, where)
+    if not isinstance(value, Mapping):
+        raise UsageError(f'{where}: expected a mapping with a "role", found {shown(value)}')
+    if not isinstance(value.get("role"), str):
+        raise UsageError(f"{where}.role: expected a text, found {shown(value.get('role'))}")
+    kept = {key: item for key, item in value.items() if item is not None}
+    return plain_value(kept, where)  # type: ignore[no-any-return]
+
+
+def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message as transformers prepares it, if its content can be written."""
     content = message.get("content")
     if isinstance(content, list):
         for part in content:
@@ -93,7 +112,7 @@ def _message(value: object, where: str) -> dict[str, Any]:
     reasoning = next((message[key] for key in REASONING if key in message), None)
     if reasoning is not None:
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
-    return message  # type: ignore[no-any-return]
+    return message
 
 
 def adapted(plain: dict[str, Any], trial: Trial) -> dict[str, Any]:
@@ -150,7 +169,7 @@ def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    message = plain_value(message, "messages")  # a copy, to be changed
+    """The same message, which is a copy of the caller's already, with arguments that were text."""
     for function in _functions(message):
         try:
             read = json.loads(function.get("arguments"))  # type: ignore[arg-type]
@@ -214,14 +233,23 @@ def plain_value(value: Any, where: str, depth: int = 0) -> Any:
     value = _mapped(value.item() if isinstance(value, np.generic) else value)
     if value is None or isinstance(value, bool):
         return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)  # of a subclass, with methods that a template could call
+    # Of a subclass, with methods that a template could call, the plain value.
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of an enumeration's member is its name
+    if isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            raise UsageError(f"{where}: expected numbers that JSON can hold, found {shown(value)}")
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, Mapping):
-        return {
-            plain_value(key, where, depth + 1): plain_value(item, where, depth + 1)
-            for key, item in value.items()
-        }
+        found = {}
+        for key, item in value.items():
+            plain_key = plain_value(key, where, depth + 1)
+            if isinstance(plain_key, (list, dict)):
+                raise UsageError(f"{where}: expected texts as keys, found {shown(key)}")
+            found[plain_key] = plain_value(item, where, depth + 1)
+        return found
     if is_list(value):
         return [plain_value(item, where, depth + 1) for item in value]
     raise UsageError(f"{where}: expected JSON types, found {type(value).__name__}")

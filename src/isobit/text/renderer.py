@@ -87,6 +87,8 @@ class Renderer:
     def _ask(self, request: str) -> Any:
         """The reply to one line of JSON, or None if the process did not survive it."""
         with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._stop()  # something else ended it since, short of memory perhaps
             process = self._process = self._process or self._start()
             assert process.stdin is not None
             assert process.stdout is not None

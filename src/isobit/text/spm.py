@@ -51,17 +51,15 @@ class ScoreMerges:
         self._joined = {text[i : i + 2] for text in pieces for i in range(len(text) - 1)}
         self._known = lru_cache(KEPT_WORDS)(self._merged)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text without lone surrogates; none for an empty one.
+    def encode(self, text: str) -> Iterator[Sequence[int]]:
+        """Token ids of a text without lone surrogates, a word at a time; none for an empty one.
 
         Raises:
             UsageError: there is too long a stretch that cannot be cut.
         """
-        ids: list[int] = []
         if text:
             for word in self._words(self._prefix + text.replace(" ", SPACE)):
-                ids += self._known(word) if len(word) <= KEPT_LENGTH else self._merged(word)
-        return ids
+                yield self._known(word) if len(word) <= KEPT_LENGTH else self._merged(word)
 
     def _words(self, text: str) -> Iterator[str]:
         """The text in stretches that no piece reaches beyond."""

@@ -39,6 +39,7 @@ CHATML = (
 STAND_INS = range(0x2801, 0x2900)  # Braille patterns: one code point, printable, without case
 
 SEARCH_SECONDS = 5.0  # for the message that a template cannot render
+GUARD_SECONDS = 10.0  # for all renderings with stand-ins; usually there is one, of milliseconds
 
 
 def render_chat(
@@ -238,7 +239,9 @@ def _guarded(rendering: _Rendering, tokenizer: Tokenizer) -> tuple[str, dict[int
 
     Raises:
         UsageError: for a control token in it, none of its characters can be a guard.
+        TemplateFailed: it takes too long to find them.
     """
+    until = time.monotonic() + GUARD_SECONDS
     used = set(rendering.template).union(*strings(rendering.context))
     free = [chr(c) for c in STAND_INS if chr(c) not in used]
     control = {i: text for text, i in tokenizer.vocabulary.control.items()}
@@ -260,6 +263,10 @@ def _guarded(rendering: _Rendering, tokenizer: Tokenizer) -> tuple[str, dict[int
             )
         if not free:
             raise UsageError("messages: expected a Braille pattern that is not in them, found none")
+        if time.monotonic() > until:
+            raise TemplateFailed(
+                f"its control tokens are not told from those in messages within {GUARD_SECONDS:g} s"
+            )
         guard = min(candidates, key=lambda c: (c not in "|｜", c.isalnum(), c in "<>/_", c))
         stand_in = free.pop(0)
         text = rendering.with_stand_in(guard, stand_in)

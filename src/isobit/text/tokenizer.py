@@ -30,7 +30,7 @@ run meanwhile.
 
 import codecs
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, SupportsIndex
 
@@ -73,12 +73,13 @@ class Tokenizer:
         self._user_defined = _Finder(vocabulary.user_defined)
         words = vocabulary.words
         self._breaks = words.breaks if words else None
-        if self._breaks and any(map(self._breaks.search, special)):
+        # A break inside a special token, perhaps after something visible, would cut it.
+        if self._breaks and any(self._breaks.search(f"x{text}", 2) for text in special):
             self._breaks = None
         self._merge = self._by_scores() if words is None else self._by_merges(words)
 
-    def _by_scores(self) -> Callable[[str], list[int]]:
-        """What makes ids of text that has no special tokens."""
+    def _by_scores(self) -> Callable[[str], Iterator[Sequence[int]]]:
+        """What makes ids of text that has no special tokens, some at a time."""
         vocabulary = self.vocabulary
         hidden = {*vocabulary.control.values(), *vocabulary.byte_tokens}
         pieces = {text: i for i, text in enumerate(self._tokens) if i not in hidden}
@@ -91,17 +92,17 @@ class Tokenizer:
             space_prefix=vocabulary.space_prefix,
         ).encode
 
-    def _by_merges(self, words: PreTokenizer) -> Callable[[str], list[int]]:
+    def _by_merges(self, words: PreTokenizer) -> Callable[[str], Iterator[Sequence[int]]]:
         """The same for a vocabulary with merges."""
         pieces, merges, halves = self._checked_pieces()
         bpe = _built(lambda: words.build(pieces, merges), self.vocabulary.source)
 
-        def encode(text: str) -> list[int]:
+        def encode(text: str) -> Iterator[Sequence[int]]:
             ids: list[int] = _run(bpe, text, offsets=False).ids
             if halves:
                 while not halves.keys().isdisjoint(ids):
                     ids = [half for i in ids for half in halves.get(i, (i,))]
-            return ids
+            yield ids
 
         return encode
 
@@ -182,12 +183,8 @@ class Tokenizer:
         ids = [] if first is None else [first]
         if most is not None and isinstance(text, str) and len(text) > most * self._longest:
             raise too_long(most, -(-len(text) // self._longest), counted=False)
-        for part in self._parts(text):
-            if special:
-                for piece in self.split_special(part):
-                    ids += [piece] if isinstance(piece, int) else self._encoded(piece)
-            else:
-                ids += self._encoded(part)
+        for some in self._encoded(text, self._special if special else self._user_defined):
+            ids += some
             if most is not None and len(ids) > COUNTED * most:
                 raise too_long(most, len(ids), counted=False)
         if most is not None and len(ids) > most:
@@ -222,11 +219,14 @@ class Tokenizer:
             yield part
             start += len(part)
 
-    def _encoded(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in self._user_defined.split(text):
-            ids += [piece] if isinstance(piece, int) else self._merge(piece)
-        return ids
+    def _encoded(self, text: str, whole: "_Finder") -> Iterator[Sequence[int]]:
+        """Ids of a text in which some tokens are found as a whole, some at a time."""
+        for part in self._parts(text):
+            for piece in whole.split(part):
+                if isinstance(piece, int):
+                    yield (piece,)
+                else:
+                    yield from self._merge(piece)
 
     def split_special(self, text: str) -> Iterator[str | int]:
         """The pieces of a text: strings, and the ids of the special tokens between them."""
@@ -318,9 +318,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """End the sequence: U+FFFD for a character that stays incomplete, else nothing."""
-        text = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return text
+        return self._utf8.decode(b"", final=True)
 
 
 class _Finder:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from isobit.errors import ModelRefused, shown
+from isobit.errors import ModelRefused, printable, shown
 from isobit.text.pretokenizers import GEMMA4, PRETOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type; 6 byte
@@ -110,6 +110,7 @@ class Vocabulary:
         Raises:
             ModelRefused: no tokenizer, one of another kind, or a damaged one.
         """
+        source = printable(source)  # a path can have line ends, and messages have one line
         fields = _Fields(metadata, source)
         if "tokenizer.ggml.model" not in metadata:
             fields.refuse("tokenizer.ggml.model", "a tokenizer", "none" + _IDS)
@@ -167,7 +168,7 @@ def stop_ids(metadata: Mapping[str, Any], size: int, source: str) -> frozenset[i
     Raises:
         ModelRefused: a key names no token below ``size``.
     """
-    return _stop_ids(_Fields(metadata, source), size, {})
+    return _stop_ids(_Fields(metadata, printable(source)), size, {})
 
 
 def _stop_ids(fields: "_Fields", size: int, special: Mapping[str, int]) -> frozenset[int]:
@@ -231,17 +232,25 @@ class _Fields:
             self.refuse("tokenizer.ggml.pre", known, shown(pre) + _IDS)
         return PRETOKENIZERS[pre]
 
-    def scores(self, key: str, size: int) -> list[float]:
+    def numbers(
+        self, key: str, size: int, kinds: tuple[type, ...], what: str
+    ) -> npt.NDArray[np.generic]:
+        """An array of ``size`` numbers of these types, or NumPy's array of such, one a token."""
         value = self._metadata.get(key)
         if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
-            self.refuse(key, "an array of numbers", shown(value))
-        try:
-            scores = np.asarray(value)
-        except ValueError:  # arrays within
-            self.refuse(key, "an array of numbers", "something else in it")
-        if scores.dtype.kind not in "iuf" or scores.shape != (size,):
-            found = f"{scores.dtype} of shape {scores.shape}"
-            self.refuse(key, f"{size} numbers, one a token", found)
+            self.refuse(key, f"an array of {what}", shown(value))
+        # Before NumPy makes an array of it: of texts, each would be as long as the longest.
+        if not isinstance(value, np.ndarray) and not set(map(type, value)) <= {*kinds}:
+            self.refuse(key, f"an array of {what}", "something else in it")
+        numbers = np.asarray(value)
+        letters = "iuf" if float in kinds else "iu"
+        if numbers.dtype.kind not in letters or numbers.shape != (size,):
+            found = f"{numbers.dtype} of shape {numbers.shape}"
+            self.refuse(key, f"{size} {what}, one a token", found)
+        return numbers
+
+    def scores(self, key: str, size: int) -> list[float]:
+        scores = self.numbers(key, size, (int, float), "numbers")
         if not np.isfinite(scores).all():
             self.refuse(key, "finite numbers", "NaN or infinity")
         numbers: list[float] = scores.astype(np.float64).tolist()
@@ -302,19 +311,10 @@ class _Fields:
         return tokens
 
     def types(self, key: str, size: int) -> npt.NDArray[np.int64]:
-        value = self._metadata.get(key)
-        if not isinstance(value, (Sequence, np.ndarray)):
-            self.refuse(key, "an array of integers", shown(value))
-        try:
-            types = np.asarray(value)
-        except ValueError:  # arrays within
-            self.refuse(key, "an array of integers", "something else in it")
-        if types.dtype.kind not in "iu" or types.shape != (size,):
-            found = f"{types.dtype} of shape {types.shape}"
-            self.refuse(key, f"{size} integers, one a token", found)
+        types = self.numbers(key, size, (int,), "integers").astype(np.int64)
         if types.min() < 1 or types.max() > 6:
             self.refuse(key, "types from 1 to 6", f"{types.min()} to {types.max()}")
-        return types.astype(np.int64)
+        return types
 
     def merges(self, key: str) -> list[tuple[str, str]]:
         # A pair that stands twice keeps its first rank, as in llama.cpp.

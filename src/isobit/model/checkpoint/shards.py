@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.errors import shown
 from isobit.gguf.formats import BF16, F16, F32, Format
 from isobit.gguf.header import refusal, show
 
@@ -33,16 +34,28 @@ class Stored:
     array: NDArray[Any]
 
 
+def read_bytes(path: Path, limit: int = JSON_LIMIT) -> bytes:
+    """A regular file of at most so many bytes. Raises ModelRefused."""
+    _require_regular(path)
+    try:
+        with path.open("rb") as file:
+            found = file.read(limit + 1)
+    except OSError as error:
+        raise refusal(path, "file", "a readable file", error.strerror) from None
+    if len(found) > limit:
+        raise refusal(path, "file", f"at most {limit} bytes", "more")
+    return found
+
+
+def _require_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise refusal(path, "file", "a regular file", "something else")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelRefused."""
     try:
-        with path.open("rb") as file:
-            text = file.read(JSON_LIMIT + 1)
-        if len(text) > JSON_LIMIT:
-            raise refusal(path, "file", f"at most {JSON_LIMIT} bytes", "more")
-        found = json.loads(text)
-    except OSError as error:
-        raise refusal(path, "file", "a readable file", error.strerror) from None
+        found = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise refusal(path, "file", "JSON", error) from None
     if not isinstance(found, dict):
@@ -65,6 +78,7 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def map_shard(path: Path) -> tuple[NDArray[np.uint8], dict[str, Stored], os.stat_result]:
     """A file's bytes, the tensors in them, and its state. Raises ModelRefused."""
+    _require_regular(path)
     try:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
@@ -93,13 +107,14 @@ def map_shard(path: Path) -> tuple[NDArray[np.uint8], dict[str, Stored], os.stat
 def _stored(path: Path, name: str, entry: object, data: NDArray[np.uint8]) -> Stored:
     field = f"tensor {show(name)}"
     found: Mapping[str, object] = entry if isinstance(entry, dict) else {}
-    fmt = _TYPES.get(str(found.get("dtype")))
+    dtype = found.get("dtype")
+    fmt = _TYPES.get(dtype) if isinstance(dtype, str) else None
     if fmt is None:
-        raise refusal(path, f"{field} type", "BF16, F16 or F32", show(str(found.get("dtype"))))
+        raise refusal(path, f"{field} type", "BF16, F16 or F32", shown(dtype))
     shape: Any = found.get("shape")
     at: Any = found.get("data_offsets")
-    if not _counts(shape) or not _counts(at) or len(at) != 2 or len(shape) > 4:
-        raise refusal(path, field, "a shape and two offsets", "something else")
+    if not _counts(shape) or not _counts(at) or len(at) != 2 or not 1 <= len(shape) <= 4:
+        raise refusal(path, field, "a shape of 1 to 4 sizes and two offsets", "something else")
     start, end = at
     if not 0 < end - start == fmt.nbytes(math.prod(shape)) or end > data.size:
         got = f"bytes {start} to {end} for shape {shape}"

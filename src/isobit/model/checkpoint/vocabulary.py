@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from isobit.gguf.header import Value, refusal, show
-from isobit.model.checkpoint.shards import read_json
+from isobit.errors import shown
+from isobit.gguf.header import ELEMENT_LIMIT, Value, refusal, show
+from isobit.model.checkpoint.shards import read_bytes, read_json
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # token_type
 
@@ -35,6 +36,8 @@ def vocabulary(folder: Path, size: int) -> dict[str, Value]:
     if not path.exists():
         return {}
     found = read_json(path)
+    if size > ELEMENT_LIMIT:
+        raise refusal(path, "entries", f"at most {ELEMENT_LIMIT}", f"{size}, a row of weights each")
     try:
         tokens, types = _tokens(path, found, size)
         merges: list[Value] = [_merge(m) for m in found["model"]["merges"]]
@@ -43,12 +46,18 @@ def vocabulary(folder: Path, size: int) -> dict[str, Value]:
         name = "" if pieces else _PRE_TOKENIZERS.get((_pattern(found), ignores), "")
         metadata = _pieces(found, tokens, types) if pieces else {}
         begins = _begins_with_bos(found.get("post_processor"))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        others = _kinds_of(found.get("normalizer")) - (
+            {"Prepend", "Replace"} if pieces else {"NFC"}
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
         raise refusal(path, "tokenizer", "byte-level BPE", "something else") from None
     if kind != "BPE" or not (name or pieces):
         known = ", ".join(_PRE_TOKENIZERS.values())
         got = f"{show(str(kind))} with another pattern"
         raise refusal(path, "tokenizer", f"byte-level BPE with the pattern of {known}", got)
+    if others:
+        expected = "one whose texts stay as they are, but for their spaces or normal form C"
+        raise refusal(path, "normalizer", expected, shown(min(others)))
     if not pieces:
         metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name}
         metadata["tokenizer.ggml.merges"] = merges
@@ -80,6 +89,15 @@ def _pieces(found: dict[str, Any], tokens: list[Value], types: list[Value]) -> d
     }
 
 
+def _kinds_of(normalizer: Any) -> set[str]:
+    """The types of a normalizer, or of those that it is a sequence of."""
+    if normalizer is None:
+        return set()
+    if normalizer["type"] == "Sequence":
+        return set().union(*map(_kinds_of, normalizer["normalizers"]))
+    return {str(normalizer["type"])}
+
+
 def _begins_with_bos(processor: Any) -> bool:
     """Whether what follows the tokenizer puts a special token before every text."""
     if not isinstance(processor, dict):
@@ -98,7 +116,8 @@ def _tokens(path: Path, found: dict[str, Any], size: int) -> tuple[list[Value], 
         entries.append((str(token["content"]), token["id"], kind))
     for text, i, kind in entries:
         if type(i) is not int or not 0 <= i < size:
-            raise refusal(path, f"id of {show(text)}", f"0 to {size - 1}, the vocab_size", i)
+            expected = f"0 to {size - 1}, the vocab_size"
+            raise refusal(path, f"id of {show(text)}", expected, shown(i))
         tokens[i], types[i] = text, kind
     return tokens, types
 
@@ -137,13 +156,28 @@ def _special(folder: Path, tokens: list[Value], *, begins: bool) -> dict[str, Va
             metadata[f"tokenizer.ggml.{key}_token_id"] = number
     add = found.get("add_bos_token")
     metadata["tokenizer.ggml.add_bos_token"] = add if isinstance(add, bool) else begins
-    template = found.get("chat_template")
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        try:
-            template = file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise refusal(file, "file", "UTF-8 text", error) from None
-    if isinstance(template, str):
-        metadata["tokenizer.chat_template"] = template
+    for name, template in _templates(folder, found.get("chat_template")).items():
+        metadata[f"tokenizer.chat_template{name}"] = template
     return metadata
+
+
+def _templates(folder: Path, said: Any) -> dict[str, Value]:
+    """Chat templates by what follows "tokenizer.chat_template" in GGUF's keys.
+
+    ``said`` is what tokenizer_config.json has: a template, or several with names. Where templates
+    have files of their own, those alone count, as in transformers.
+    """
+    named = {"default": said} if isinstance(said, str) else {}
+    for one in said if isinstance(said, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("template"), str):
+            named[str(one.get("name"))] = one["template"]
+    files = {
+        "default": folder / "chat_template.jinja",
+        "tool_use": folder / "additional_chat_templates" / "tool_use.jinja",
+    }
+    try:
+        own = {name: read_bytes(f).decode() for name, f in files.items() if f.exists()}
+    except UnicodeDecodeError as error:
+        raise refusal(folder, "chat template", "UTF-8 text", error) from None
+    keys = {"default": "", "tool_use": ".tool_use"}
+    return {keys[name]: text for name, text in (own or named).items() if name in keys}
