@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from isobit.backends.base import GREEDY, Backend
 from isobit.backends.reference import ReferenceBackend
+from isobit.config import EngineConfig
 from isobit.contracts import measure as sampler
 from isobit.contracts import measure_speed as speed
 from isobit.contracts.check import check
 from isobit.contracts.evidence import Result
 from isobit.contracts.kinds import Throughput
 from isobit.errors import BackendUnavailable, NotRun
+from isobit.model.weights import Weights
 from isobit.verify import faults
 from isobit.verify.faults import OneLayer, one_ulp
 from tests.helpers.contracts import MEASURES, PROMPTS, Make, contract, measure, stage
@@ -159,6 +161,42 @@ def test_a_fault_in_the_backend_itself_is_no_fault_found(
     [result] = run(small_model, measure("fault_injection"))
     assert result.outcome == "failing"
     assert "where no fault is planted, got others at embedding" in result.reason
+
+
+class Fused(ReferenceBackend):
+    """Shows neither norms nor, in layer 1, what attention gives."""
+
+    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+        super().__init__(weights, engine)
+        norms = {key for key in weights.graph.stages if key[0].endswith("norm")}
+        self.fused_away = frozenset(norms | {("attention", 1)})
+
+    def compute_logits(self, batch, tap, stages):  # type: ignore[no-untyped-def]
+        def some(stage: str, layer: int | None, value: NDArray[Any]) -> None:
+            if (stage, layer) not in self.fused_away:
+                tap(stage, layer, value)
+
+        return super().compute_logits(batch, tap and some, stages)
+
+
+def test_what_a_backend_does_not_show_is_not_asked_for(
+    small_model: Path, on_cpu: Callable[[Make], None]
+) -> None:
+    """Nor is a fault in it looked for; of no other, nothing is shown."""
+    on_cpu(Fused)
+    faulty = measure("fault_injection").replace("[one-ulp-norm, swapped-kv]", "[all]")
+    parity, invariant, found = run(
+        small_model,
+        measure("parity"),
+        measure("invariant"),
+        faulty.replace(PROMPTS, "[[5, 6, 7, 8]]"),
+    )
+    assert parity.outcome == invariant.outcome == found.outcome == "passed", (invariant, found)
+    hidden = {"one-ulp-norm: no attn_norm to compare", "one-ulp-attention: no attention to compare"}
+    assert hidden <= {*found.about["not shown"]}
+    assert found.about["planted"] == len(faults.FAULTS) - len(found.about["not shown"]) > 9
+    [none] = run(small_model, measure("fault_injection").replace(", swapped-kv]", "]"))
+    assert (none.outcome, none.reason[:6]) == ("not run", "faults")
 
 
 def test_all_faults_are_found_where_they_are(small_model: Path) -> None:

@@ -292,8 +292,8 @@ def test_of_a_text_far_too_long_little_is_tokenised(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, parts = service.model.tokenizer, list[str]()
-    encoded = tokenizer._encoded
-    monkeypatch.setattr(tokenizer, "_encoded", lambda part: parts.append(part) or encoded(part))
+    cut = tokenizer._parts
+    monkeypatch.setattr(tokenizer, "_parts", lambda text: (parts.append(p) or p for p in cut(text)))
     lines = "a b\n" * 300_000
 
     async def run() -> None:

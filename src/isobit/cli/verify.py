@@ -74,15 +74,15 @@ def main(args: argparse.Namespace) -> None:
         sizes = options.sizes(args, spread=not alone)
         x = tools.open_exactly(args.model, name, args.activation_bits, args.threads, n, **sizes)
         stack.enter_context(x)
+        y = _against(args, x, n)
         planted = None
         if args.plant is not None:
-            planted = _planted(args.plant, x)
+            planted = _planted(args.plant, x, y)
             x = stack.enter_context(with_backend(x, planted.make))
         if functions:
             x = with_backend(x, lambda w, e: plugin.WithFunctions(w, e, functions))
             stack.enter_context(x)
         layers = None if args.layers == "all" else parse_layers(args.layers, x.config.n_layers)
-        y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
             if not alone:
@@ -155,8 +155,9 @@ def _compared(
     return found, None
 
 
-def _planted(text: str, model: Model) -> Planted:
-    """The fault that --plant names. Raises UsageError for one that there is not."""
+def _planted(text: str, model: Model, y: Recordable) -> Planted:
+    """The fault that --plant names. Raises UsageError for one that there is not, or that is in a
+    stage which the other side does not show."""
     name, _, at = text.partition("@")
     n = model.config.n_layers
     if name not in FAULTS:
@@ -164,7 +165,13 @@ def _planted(text: str, model: Model) -> Planted:
         raise UsageError(f"--plant: no such fault: {name!r}{near}")
     if at and not (at.isdecimal() and len(at) < 7 and int(at) < n):
         raise UsageError(f"--plant: expected a layer from 0 to {n - 1} after the @, got {at!r}")
-    return plant(name, int(at) if at else n // 2, np.random.default_rng(0))
+    planted = plant(name, int(at) if at else n // 2, np.random.default_rng(0))
+    if planted.place in model.graph.stages.keys() - y.graph.stages.keys():
+        raise UsageError(
+            f"--plant: expected a fault in a stage that --against shows, got {name}, which is in "
+            f"{where(*planted.place)}"
+        )
+    return planted
 
 
 def _say_whether_found(planted: Planted, found: list[Diff]) -> None:

@@ -168,11 +168,14 @@ def _argmax(measure: kinds.Argmax, target: Target) -> Measured:
 def _fault_injection(measure: kinds.FaultInjection, target: Target) -> Measured:
     require_experts(target.model)
     names = list(faults.FAULTS) if measure.faults == ["all"] else measure.faults
-    missed, misplaced = [], []
+    missed, misplaced, not_shown = [], [], []
+    graph, fused = target.model.graph, target.model.backend.fused_away
+    stages = frozenset(graph.names) - graph.on_request - {stage for stage, _ in fused}
+    planted_in_all = 0
     for prompt in measure.prompts:
-        clean = record(target.model, prompt)
+        clean = record(target.model, prompt, stages)
         with faults.with_backend(target.model, ReferenceBackend) as reference:
-            if (off := compare(clean, record(reference, prompt)).first) is not None:
+            if (off := compare(clean, record(reference, prompt, stages)).first) is not None:
                 raise GateFailed(
                     f"expected the reference's bits where no fault is planted, got others at "
                     f"{blame.stage(off)}: every fault would be reported, for the wrong reason"
@@ -180,18 +183,24 @@ def _fault_injection(measure: kinds.FaultInjection, target: Target) -> Measured:
         for name in names:
             layer = int(target.rng.integers(target.model.config.n_layers))
             planted = faults.plant(name, layer, target.rng)
+            if planted.place[0] not in stages:  # what it changes may be rounded away behind it
+                not_shown.append(f"{name}: no {planted.place[0]} to compare")
+                continue
+            planted_in_all += 1
             with faults.with_backend(target.model, planted.make) as faulty:
-                first = compare(record(faulty, prompt), clean).first
+                first = compare(record(faulty, prompt, stages), clean).first
             where = f"{name} in layer {layer}"
             if first is None:
                 missed.append(where)
             elif (first.stage, first.layer) != planted.place:
                 misplaced.append(f"{where}: reported at {first.where}")
     figures = {"missed_faults": float(len(missed)), "misplaced_faults": float(len(misplaced))}
-    planted_in_all = len(names) * len(measure.prompts)
+    if not planted_in_all:
+        raise NotRun(f"faults: expected one in a stage that the backend shows, got {not_shown[0]}")
     return Measured(
         figures,
-        {"planted": planted_in_all, "missed": missed, "misplaced": misplaced},
+        {"planted": planted_in_all, "missed": missed, "misplaced": misplaced}
+        | ({"not shown": sorted({*not_shown})} if not_shown else {}),
         dict.fromkeys(figures, planted_in_all),
         {"missed_faults": missed, "misplaced_faults": misplaced},
     )

@@ -96,7 +96,8 @@ def invariant(measure: kinds.Invariant, target: Target) -> Measured:
     routers = sum(stage == "moe_router" for stage, _ in graph.stages)
     if rows != routers * sum(map(len, measure.prompts)):
         raise NothingCompared(f"router weights: expected every token-layer's, got {rows}")
-    stages = [k for k in graph.stages if k[0] not in graph.on_request]
+    fused = target.model.backend.fused_away
+    stages = [k for k in graph.stages if k[0] not in graph.on_request and k not in fused]
     if lacking := [k for k in stages if k not in seen]:
         raise NothingCompared(f"{place(*lacking[0])}: expected its values, got none")
     figures = {"router_weight_deviation": min(deviation, 1.0), "nonfinite_values": float(nonfinite)}
