@@ -182,7 +182,7 @@ class Fused(ReferenceBackend):
 def test_what_a_backend_does_not_show_is_not_asked_for(
     small_model: Path, on_cpu: Callable[[Make], None]
 ) -> None:
-    """Nor is a fault in it looked for; of no other, nothing is shown."""
+    """A fault in it is looked for where it shows, if it does; if none does, nothing is shown."""
     on_cpu(Fused)
     faulty = measure("fault_injection").replace("[one-ulp-norm, swapped-kv]", "[all]")
     parity, invariant, found = run(
@@ -192,9 +192,8 @@ def test_what_a_backend_does_not_show_is_not_asked_for(
         faulty.replace(PROMPTS, "[[5, 6, 7, 8]]"),
     )
     assert parity.outcome == invariant.outcome == found.outcome == "passed", (invariant, found)
-    hidden = {"one-ulp-norm: no attn_norm to compare", "one-ulp-attention: no attention to compare"}
-    assert hidden <= {*found.about["not shown"]}
-    assert found.about["planted"] == len(faults.FAULTS) - len(found.about["not shown"]) > 9
+    assert "one-ulp-norm: no attn_norm to compare" in found.about["not shown"]
+    assert found.about["planted"] == len(faults.FAULTS) - len(found.about["not shown"]) > 15
     [none] = run(small_model, measure("fault_injection").replace(", swapped-kv]", "]"))
     assert (none.outcome, none.reason[:6]) == ("not run", "faults")
 

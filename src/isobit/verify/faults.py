@@ -1,6 +1,6 @@
 """The reference with a planted fault: a comparison that does not notice it is worth nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from isobit.backends.reference import ReferenceBackend
 from isobit.backends.reference.backend import Compute, Hook
 from isobit.config import EngineConfig
 from isobit.errors import UsageError
-from isobit.model.graph import Key, Op
+from isobit.model.graph import Graph, Key, Op
 from isobit.model.weights import Weights
 from isobit.numerics.ops import Array, Arrays, Context
 from isobit.runtime.model import Model
@@ -106,6 +106,11 @@ class Planted:
     name: str
     place: Key
     make: Make
+
+    def shows_in(self, graph: Graph, stages: Collection[str]) -> Key:
+        """The first of these stages that it changes, if one: its place may be none of them."""
+        keys = [*graph.stages]
+        return next(key for key in keys[keys.index(self.place) :] if key[0] in stages)
 
 
 def _swap_ranks(ids: NDArray[Any]) -> None:
