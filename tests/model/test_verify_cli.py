@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isobit.backends.cpu import CpuBackend
 from isobit.backends.reference import ReferenceBackend
 from isobit.cli import main, tools
 from isobit.config import EngineConfig
@@ -118,6 +119,17 @@ def test_anyone_can_see_a_planted_fault_found(fault: str, capsys: Out) -> None:
     assert (first["stage"], first["layer"]) == place
     assert f"planted {name}: it first shows in {place[0]} of layer {place[1]}" in err
     assert "found there" in err
+
+
+def test_a_fault_is_not_planted_where_the_other_side_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.setattr(CpuBackend, "fused_away", frozenset({("attn_norm", 4)}))
+    asked = ["verify", "--against", "cpu", "--tokens", TOKENS, "--plant"]
+    assert main([*asked, "one-ulp-norm@4"]) == 2
+    assert "got one-ulp-norm, which is in attn_norm of layer 4" in capsys.readouterr().err
+    assert main([*asked, "one-ulp-norm@3"]) == 1
+    assert "found there" in capsys.readouterr().err
 
 
 def test_a_planted_fault_that_does_not_show_is_an_error(

@@ -281,3 +281,13 @@ def test_a_fault_that_a_model_has_no_place_for_is_refused(tmp_path: Path) -> Non
         for name in ("one-ulp-swiglu", "swapped-sub-scales", "reordered-sum"):
             with pytest.raises(UsageError, match="expected a"):
                 with_backend(dense, plant(name, 0, rng).make)
+
+
+def test_a_fault_shows_in_the_first_stage_behind_its_place_that_is_shown(clean: Model) -> None:
+    """In no other, where a model has no such place."""
+    graph, rng = clean.graph, np.random.default_rng(0)
+    fault, everything = plant("one-ulp-norm", 1, rng), frozenset(graph.names)
+    assert fault.shows_in(graph, everything) == ("attn_norm", 1)
+    assert fault.shows_in(graph, everything - {"attn_norm"}) == ("qkv_matmul", 1)
+    elsewhere = plant("one-ulp-norm", clean.config.n_layers, rng)
+    assert elsewhere.shows_in(graph, everything) == elsewhere.place

@@ -74,19 +74,20 @@ def main(args: argparse.Namespace) -> None:
         sizes = options.sizes(args, spread=not alone)
         x = tools.open_exactly(args.model, name, args.activation_bits, args.threads, n, **sizes)
         stack.enter_context(x)
-        y = _against(args, x, n)
         planted = None
         if args.plant is not None:
-            planted = _planted(args.plant, x, y)
+            planted = _planted(args.plant, x)
             x = stack.enter_context(with_backend(x, planted.make))
         if functions:
             x = with_backend(x, lambda w, e: plugin.WithFunctions(w, e, functions))
             stack.enter_context(x)
         layers = None if args.layers == "all" else parse_layers(args.layers, x.config.n_layers)
+        y = _against(args, x, n)
         if isinstance(y, ModelRun):
             stack.enter_context(y.model)
             if not alone:
                 _require_another(x, y.model)
+            _require_shown(planted, y)
         found, stopped = _compared(x, y, prompts, layers, pictures=bool(args.html))
         text = blame.texts(x.detokenize)
         if stopped is not None:
@@ -155,9 +156,18 @@ def _compared(
     return found, None
 
 
-def _planted(text: str, model: Model, y: Recordable) -> Planted:
-    """The fault that --plant names. Raises UsageError for one that there is not, or that is in a
-    stage which the other side does not show."""
+def _require_shown(planted: Planted | None, y: ModelRun) -> None:
+    """Raises UsageError for a fault in a stage that this side has, but does not show."""
+    hidden = y.model.graph.stages.keys() - y.graph.stages.keys()
+    if planted is not None and planted.place in hidden:
+        raise UsageError(
+            f"--plant: expected a fault in a stage that --against shows, got {planted.name}, which "
+            f"is in {where(*planted.place)}"
+        )
+
+
+def _planted(text: str, model: Model) -> Planted:
+    """The fault that --plant names. Raises UsageError for one that there is not."""
     name, _, at = text.partition("@")
     n = model.config.n_layers
     if name not in FAULTS:
@@ -165,13 +175,7 @@ def _planted(text: str, model: Model, y: Recordable) -> Planted:
         raise UsageError(f"--plant: no such fault: {name!r}{near}")
     if at and not (at.isdecimal() and len(at) < 7 and int(at) < n):
         raise UsageError(f"--plant: expected a layer from 0 to {n - 1} after the @, got {at!r}")
-    planted = plant(name, int(at) if at else n // 2, np.random.default_rng(0))
-    if planted.place in model.graph.stages.keys() - y.graph.stages.keys():
-        raise UsageError(
-            f"--plant: expected a fault in a stage that --against shows, got {name}, which is in "
-            f"{where(*planted.place)}"
-        )
-    return planted
+    return plant(name, int(at) if at else n // 2, np.random.default_rng(0))
 
 
 def _say_whether_found(planted: Planted, found: list[Diff]) -> None:

@@ -169,8 +169,10 @@ def _fault_injection(measure: kinds.FaultInjection, target: Target) -> Measured:
     require_experts(target.model)
     names = list(faults.FAULTS) if measure.faults == ["all"] else measure.faults
     missed, misplaced, not_shown = [], [], []
-    graph, fused = target.model.graph, target.model.backend.fused_away
-    stages = frozenset(graph.names) - graph.on_request - {stage for stage, _ in fused}
+    graph = target.model.graph
+    stages, hidden = frozenset(graph.names), {stage for stage, _ in target.model.backend.fused_away}
+    if hidden:
+        stages -= graph.on_request | hidden
     planted_in_all = 0
     for prompt in measure.prompts:
         clean = record(target.model, prompt, stages)
@@ -186,7 +188,7 @@ def _fault_injection(measure: kinds.FaultInjection, target: Target) -> Measured:
             with faults.with_backend(target.model, planted.make) as faulty:
                 first = compare(record(faulty, prompt, stages), clean).first
             where = f"{name} in layer {layer}"
-            if first is None and planted.place[0] not in stages:  # rounded away behind it
+            if first is None and planted.place[0] in hidden:  # rounded away behind it
                 not_shown.append(f"{name}: no {planted.place[0]} to compare")
                 continue
             planted_in_all += 1

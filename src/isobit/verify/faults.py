@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,9 @@ class Planted:
     make: Make
 
     def shows_in(self, graph: Graph, stages: Collection[str]) -> Key:
-        """The first of these stages that it changes, if one: its place may be none of them."""
-        keys = [*graph.stages]
-        return next(key for key in keys[keys.index(self.place) :] if key[0] in stages)
+        """The first of these stages that it changes, if one: its place, unless that is hidden."""
+        from_place = dropwhile(lambda key: key != self.place, graph.stages)
+        return next((key for key in from_place if key[0] in stages), self.place)
 
 
 def _swap_ranks(ids: NDArray[Any]) -> None:
